@@ -1,0 +1,3 @@
+"""diffusionlab: train, sample, distil and evaluate diffusion models from a config."""
+
+__version__ = "0.1.0"

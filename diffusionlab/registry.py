@@ -1,0 +1,320 @@
+"""Names in configs -> objects, by kind: `check` without importing JAX, `build` with it.
+
+A registry is a dictionary from a name to 'module:object', so nothing is imported until
+it is built. `module:object` is itself accepted as a name: that is how an object from
+outside this package plugs in. A block of the config is `{'name': ..., keyword: value}`
+with the keywords of the object, in the object's own words; what an object accepts is
+read from its source, not by importing it, so a wrong config is answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+REQUIRED = object()
+
+_PACKAGES = {
+    "schedule": "diffusionlab.schedules",
+    "times": "diffusionlab.schedules",
+    "process": "diffusionlab.processes",
+    "network": "diffusionlab.models",
+    "weighting": "diffusionlab.objectives",
+    "objective": "diffusionlab.objectives",
+    "sampler": "diffusionlab.samplers",
+    "source": "diffusionlab.data",
+    "augment": "diffusionlab.data",
+    "evaluator": "diffusionlab.evals",
+}
+
+_MODULES = {
+    "guidance": {
+        "classifier_free": "diffusionlab.guidance:ClassifierFree",
+        "clip_x": "diffusionlab.guidance:ClipX",
+    },
+    "ema": {
+        "exponential": "diffusionlab.ema:Exponential",
+        "power": "diffusionlab.ema:Power",
+    },
+    "learning_rate": {
+        "constant": "diffusionlab.optim:constant",
+        "cosine": "diffusionlab.optim:cosine",
+        "linear": "diffusionlab.optim:linear",
+        "inverse_sqrt": "diffusionlab.optim:inverse_sqrt",
+    },
+}
+
+# Arguments that the experiment supplies; a config never states them.
+CONTEXT = {
+    "network": ("spec", "dtype"),
+    "objective": ("process", "networks", "spec"),
+    "evaluator": (),
+}
+
+
+class Parameter(NamedTuple):
+    """One keyword an object accepts: its annotation as text, and its default."""
+
+    annotation: str
+    default: Any = REQUIRED
+
+
+def table(kind: str) -> Mapping[str, str]:
+    """Returns the registry of `kind`: name -> 'module:object'."""
+    if kind in _MODULES:
+        return _MODULES[kind]
+    return importlib.import_module(_PACKAGES[kind]).REGISTRY[kind]
+
+
+def nearest(name: str, known) -> str:
+    """Returns "; did you mean 'x'?" for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def target(kind: str, name: str, path: str) -> str:
+    """Returns 'module:object' for a name of `kind`.
+
+    Raises:
+      ValueError: the name is unknown; lists the known ones and the nearest.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"{path}.name: expected a string, got {name!r}.")
+    if ":" in name:
+        return name
+    known = table(kind)
+    if name not in known:
+        raise ValueError(
+            f"{path}.name: unknown {kind} '{name}'{nearest(name, known)} "
+            f"Known: {', '.join(sorted(known))}; or 'module:object'."
+        )
+    return known[name]
+
+
+@functools.cache
+def parameters(where: str) -> dict[str, Parameter]:
+    """Returns the keywords that the class or function at 'module:object' accepts.
+
+    Read from the module's source text. Where the object is not defined there (a
+    re-export), the module is imported instead.
+
+    Raises:
+      ValueError: there is no such module or object.
+    """
+    module_name, _, object_name = where.partition(":")
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None:
+        raise ValueError(f"'{where}': there is no module '{module_name}'.")
+    if spec.origin and spec.origin.endswith(".py"):
+        tree = _parse(spec.origin)
+        for node in tree.body:
+            if getattr(node, "name", None) == object_name:
+                if isinstance(node, ast.ClassDef):
+                    return _class_parameters(node)
+                if isinstance(node, ast.FunctionDef):
+                    return _function_parameters(node)
+    return _imported_parameters(where)
+
+
+@functools.cache
+def _parse(origin: str) -> ast.Module:
+    return ast.parse(pathlib.Path(origin).read_text(encoding="utf-8"))
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a default: a literal, or the result of a field's default factory.
+
+    Raises:
+      ValueError: the default is another expression, which only importing could tell.
+    """
+    if isinstance(node, ast.Call):
+        for keyword in node.keywords:
+            if keyword.arg == "default_factory":
+                factory = keyword.value
+                if isinstance(factory, ast.Lambda):
+                    return ast.literal_eval(factory.body)
+                return {"dict": {}, "list": [], "tuple": ()}[ast.unparse(factory)]
+    return ast.literal_eval(node)
+
+
+def _class_parameters(node: ast.ClassDef) -> dict[str, Parameter]:
+    found = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            default = REQUIRED if item.value is None else _literal(item.value)
+            found[item.target.id] = Parameter(ast.unparse(item.annotation), default)
+    return found
+
+
+def _function_parameters(node: ast.FunctionDef) -> dict[str, Parameter]:
+    spec = node.args
+    positional = spec.posonlyargs + spec.args
+    defaults = [REQUIRED] * (len(positional) - len(spec.defaults))
+    defaults += [_literal(d) for d in spec.defaults]
+    pairs = list(zip(positional, defaults, strict=True))
+    for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
+        pairs.append((arg, REQUIRED if default is None else _literal(default)))
+    return {
+        arg.arg: Parameter(ast.unparse(arg.annotation) if arg.annotation else "", value)
+        for arg, value in pairs
+    }
+
+
+def _imported_parameters(where: str) -> dict[str, Parameter]:
+    found = {}
+    for name, parameter in inspect.signature(load(where)).parameters.items():
+        default = parameter.default
+        required = default is inspect.Parameter.empty
+        found[name] = Parameter(
+            str(parameter.annotation), REQUIRED if required else default
+        )
+    return found
+
+
+def load(where: str) -> Any:
+    """Imports and returns the object at 'module:object'."""
+    module_name, _, object_name = where.partition(":")
+    module = importlib.import_module(module_name)
+    try:
+        return getattr(module, object_name)
+    except AttributeError:
+        raise ValueError(f"'{where}': '{module_name}' has no '{object_name}'.") from None
+
+
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def _check_type(value: Any, annotation: str, path: str) -> None:
+    words = [word.strip() for word in annotation.split("|")]
+    if not all(word in _TYPES or word == "None" for word in words):
+        return
+    for word in words:
+        if word == "None" and value is None:
+            return
+        if word in _TYPES and isinstance(value, _TYPES[word]):
+            if isinstance(value, bool) and word != "bool":
+                continue
+            return
+    raise TypeError(f"{path}: expected {annotation}, got {value!r}.")
+
+
+def complete(block: Mapping[str, Any], where: str, path: str, context=()) -> dict:
+    """Checks the keywords of a block against the object and fills in its defaults.
+
+    Args:
+      block: the block of the config; 'name' is ignored here.
+      where: 'module:object'.
+      path: where the block stands, for messages: 'config.sampler'.
+      context: keywords that are supplied later, and never by a config.
+
+    Returns:
+      The block with every default stated.
+
+    Raises:
+      ValueError: a key is unknown or missing; names it, the accepted ones, the nearest.
+      TypeError: a value has the wrong type.
+    """
+    accepted = {k: p for k, p in parameters(where).items() if k not in context}
+    result = {"name": block["name"]} if "name" in block else {}
+    for key, value in block.items():
+        if key == "name" and "name" not in accepted:
+            continue
+        if key not in accepted:
+            names = ", ".join(sorted(accepted)) or "none"
+            raise ValueError(
+                f"{path}.{key}: unknown key{nearest(key, accepted)} Accepted: {names}."
+            )
+        _check_type(value, accepted[key].annotation, f"{path}.{key}")
+        result[key] = value
+    for key, parameter in accepted.items():
+        if key in result:
+            continue
+        if parameter.default is REQUIRED:
+            raise ValueError(f"{path}.{key}: missing, and it has no default.")
+        result[key] = parameter.default
+    for key, value in result.items():
+        if isinstance(value, Mapping) and "name" in value and key in kinds():
+            result[key] = check(key, value, f"{path}.{key}")
+    return result
+
+
+def kinds() -> set[str]:
+    """Returns every kind that has a registry."""
+    return set(_PACKAGES) | set(_MODULES)
+
+
+def check(kind: str, block: Mapping[str, Any], path: str) -> dict:
+    """Checks one block of `kind`, and the named blocks inside it, without importing.
+
+    Returns:
+      The block with defaults stated.
+
+    Raises:
+      ValueError, TypeError: as `target` and `complete`.
+    """
+    if not isinstance(block, Mapping) or "name" not in block:
+        raise ValueError(
+            f"{path}: expected a block with a 'name'; known: "
+            f"{', '.join(sorted(table(kind)))}."
+        )
+    where = target(kind, block["name"], path)
+    try:
+        return complete(block, where, path, CONTEXT.get(kind, ()))
+    except ValueError as error:
+        if str(error).startswith("'"):
+            raise ValueError(f"{path}.name: {error}") from None
+        raise
+
+
+def build(kind: str, block: Mapping[str, Any], path: str, **context: Any) -> Any:
+    """Imports and builds the object a block describes, nested named blocks first.
+
+    Args:
+      kind: 'schedule', 'sampler', ...
+      block: `{'name': ..., keyword: value}`.
+      path: where the block stands, for messages.
+      **context: what the experiment supplies; passed on where the object accepts it.
+
+    Raises:
+      ValueError: as `check`, or raised by the object itself, then prefixed by `path`.
+    """
+    checked = check(kind, block, path)
+    where = target(kind, checked.pop("name"), path)
+    arguments = {}
+    for key, value in checked.items():
+        if isinstance(value, Mapping) and "name" in value and key in kinds():
+            value = build(key, value, f"{path}.{key}", **context)
+        arguments[key] = _freeze(value)
+    accepted = parameters(where)
+    arguments |= {k: v for k, v in context.items() if k in accepted}
+    try:
+        return load(where)(**arguments)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(
+            message if message.startswith("config.") else f"{path}.{message}"
+        ) from error
+
+
+def _freeze(value: Any) -> Any:
+    """Lists become tuples, so that dataclass fields are hashable."""
+    return (
+        tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+    )
+
+
+def plug_in_path(folder: str) -> None:
+    """Makes modules in `folder` importable, for 'module:object' names."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

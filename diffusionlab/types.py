@@ -1,0 +1,245 @@
+"""The data types that cross the rooms of diffusionlab, and the protocols they obey.
+
+Time `t` is float32 in [0, 1]; 0 is data, 1 is noise. It is a scalar, `[B]`, or `[B, F]`
+where every frame has its own; schedules and processes broadcast it from the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+Cond = Mapping[str, Array]
+Metrics = dict[str, tuple[Array, Array]]
+"""Name -> (sum, count): adds up over micro-batches, devices and steps."""
+
+
+def lift(q: Array, ndim: int) -> Array:
+    """Appends axes of size 1 to `q` until it has `ndim` axes: `[B]` -> `[B, 1, 1, 1]`."""
+    q = jnp.asarray(q)
+    return q.reshape(q.shape + (1,) * (ndim - q.ndim))
+
+
+class Network(NamedTuple):
+    """Two pure functions and the logical axes of the parameters.
+
+    Attributes:
+      init: `init(key) -> Params`.
+      apply: `apply(params, z, cond, *, train=False, key=None) -> Array`.
+      param_axes: rules `(regex over the parameter path, logical axes)`.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[..., Any]
+    param_axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+class Prediction(NamedTuple):
+    """What a gaussian denoiser says: clean data and noise, both shaped as z_t."""
+
+    x: Array
+    eps: Array
+
+
+Predict = Callable[[Array, Array], Prediction]
+"""(z_t, t) -> Prediction; parameters, conditioning and guidance are already inside."""
+
+CondPredict = Callable[[Array, Array, Cond], Prediction]
+"""(z_t, t, cond) -> Prediction: what guidance transforms."""
+
+
+class Schedule(Protocol):
+    """t -> logsnr, alpha, sigma, and back. `logsnr` is strictly decreasing in t."""
+
+    def logsnr(self, t: Array) -> Array: ...
+    def derivative(self, t: Array) -> Array: ...
+    def alpha_sigma(self, t: Array) -> tuple[Array, Array]: ...
+    def inverse(self, logsnr: Array) -> Array: ...
+
+
+class Times(Protocol):
+    """The law from which training times are drawn."""
+
+    def sample(self, key: Array, batch_size: int) -> tuple[Array, Array]:
+        """Returns t `[B]` in [0, 1] and the importance weight of each, `[B]`."""
+        ...
+
+
+class Process(Protocol):
+    """How data become noise, and how a raw network output becomes a prediction."""
+
+    schedule: Schedule
+
+    def prior(self, key: Array, shape: tuple[int, ...]) -> Array: ...
+    def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]: ...
+    def predict(self, raw: Array, z_t: Array, t: Array) -> Prediction: ...
+    def posterior(
+        self, prediction: Prediction, z_t: Array, t: Array, s: Array
+    ) -> tuple[Array, Array]: ...
+
+
+class Role(NamedTuple):
+    """A place for parameters: which network, how it starts, whether it trains.
+
+    Attributes:
+      network: entry of `config.networks`.
+      init: 'random' or 'copy:<role>'.
+      trainable: a frozen role lives beside the train state.
+      ema: names of `config.ema` this role keeps; None keeps all of them.
+    """
+
+    network: str
+    init: str = "random"
+    trainable: bool = True
+    ema: tuple[str, ...] | None = None
+
+
+class Inputs(NamedTuple):
+    """What a loss sees besides the parameters of the roles it trains.
+
+    Attributes:
+      batch: leaves `[B, ...]`.
+      key: the random key of this step and micro-batch.
+      step: int32 scalar, finished optimiser steps.
+      params: parameters of every role, no gradient flows into them.
+      ema: averages by name, then role.
+    """
+
+    batch: Batch
+    key: Array
+    step: Array
+    params: Mapping[str, Params]
+    ema: Mapping[str, Mapping[str, Params]]
+
+
+class Phase(NamedTuple):
+    """The roles one compiled step trains, and on which loss.
+
+    Attributes:
+      trains: names of the roles; each has its own optimiser.
+      loss: `loss({role: params}, inputs) -> (scalar, Metrics)`.
+    """
+
+    trains: tuple[str, ...]
+    loss: Callable[[Mapping[str, Params], Inputs], tuple[Array, Metrics]]
+
+
+class Objective(Protocol):
+    """Which networks there are, which of them each phase trains, one loss per phase."""
+
+    roles: Mapping[str, Role]
+    phases: Mapping[str, Phase]
+
+    def phase(self, step: int) -> str:
+        """Name of the phase of optimiser step `step`; plain Python on the host."""
+        ...
+
+    def transition(self, step: int) -> str | None:
+        """Name of a change of state that happens before `step`, or None."""
+        ...
+
+    def predict(
+        self, params: Mapping[str, Params], z_t: Array, t: Array, cond: Cond
+    ) -> Prediction:
+        """The prediction that samplers and evaluators use."""
+        ...
+
+
+class Sampler(Protocol):
+    """From noise to data, given `predict(z_t, t)`; driven by `samplers/base.py`.
+
+    `t` and `s < t` are scalars; `keys` has one random key per example, `[B]`.
+    """
+
+    num_steps: int
+
+    def init(self, z: Array, t: Array) -> Any: ...
+    def step(
+        self, process: Process, predict: Predict, state: Any, t: Array, s: Array, keys
+    ) -> Any: ...
+    def final(self, state: Any) -> Array: ...
+
+
+class DataSpec(NamedTuple):
+    """What a data source yields, without looking at its elements.
+
+    Attributes:
+      shape: of one example `x`, without the batch axis.
+      num_classes: 0 when there are no labels.
+      class_names: as many names as classes.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Random access to examples: dictionaries of numpy arrays ('x' and 'label').
+
+    A source that can answer for many indices at once does so faster with
+    `__getitems__(indices) -> dict of stacked arrays`.
+    """
+
+    spec: DataSpec
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+class EvalContext(NamedTuple):
+    """What an evaluator may use; it sees no network, state or mesh.
+
+    Attributes:
+      step: finished optimiser steps of the parameters under evaluation.
+      spec: shape and classes of the data.
+      train: the source that was trained on.
+      test: the held-out source.
+      draw: `draw(num_samples) -> (x [N, ...] float32, label [N] int32)`; classes in
+        turn (label i is i mod num_classes), sample i a function of (seed, i) alone.
+      loss: `loss(batch, index) -> Metrics`: the training loss and its metrics on a
+        batch of numpy arrays, with the randomness of stream 'eval' at `index`.
+      predict: `predict(z_t, t, label) -> Prediction`, jitted, t and label `[B]`.
+      process: the process under which the network was trained.
+    """
+
+    step: int
+    spec: DataSpec
+    train: Source
+    test: Source
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    loss: Callable[[Batch, int], Metrics]
+    predict: Callable[..., Prediction]
+    process: Any
+
+
+class EvalResult(NamedTuple):
+    """What an evaluator found.
+
+    Attributes:
+      numbers: metric name -> value.
+      notes: name -> text that says what the numbers were computed from.
+      pictures: file stem -> uint8 array `[H, W, 3]`.
+    """
+
+    numbers: dict[str, float]
+    notes: dict[str, str] = {}
+    pictures: dict[str, np.ndarray] = {}
+
+
+class Evaluator(Protocol):
+    """From (samples, data, losses) to named numbers and pictures.
+
+    `every` is in steps; 0 runs it only at the end of training and in mode eval.
+    """
+
+    every: int
+
+    def __call__(self, context: EvalContext) -> EvalResult: ...
