@@ -27,6 +27,11 @@ def lift(q: Array, ndim: int) -> Array:
     return q.reshape(q.shape + (1,) * (ndim - q.ndim))
 
 
+def path_name(path) -> str:
+    """'a/b/kernel' for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 class Network(NamedTuple):
     """Two pure functions and the logical axes of the parameters.
 
@@ -86,18 +91,16 @@ class Process(Protocol):
 
 
 class Role(NamedTuple):
-    """A place for parameters: which network, how it starts, whether it trains.
+    """A place for parameters: which network, and how it starts.
 
     Attributes:
       network: entry of `config.networks`.
       init: 'random' or 'copy:<role>'.
-      trainable: a frozen role lives beside the train state.
       ema: names of `config.ema` this role keeps; None keeps all of them.
     """
 
     network: str
     init: str = "random"
-    trainable: bool = True
     ema: tuple[str, ...] | None = None
 
 
@@ -132,17 +135,17 @@ class Phase(NamedTuple):
 
 
 class Objective(Protocol):
-    """Which networks there are, which of them each phase trains, one loss per phase."""
+    """Which networks there are, which of them each phase trains, one loss per phase.
+
+    `samples_from` names the roles whose parameters `predict` needs.
+    """
 
     roles: Mapping[str, Role]
     phases: Mapping[str, Phase]
+    samples_from: tuple[str, ...]
 
     def phase(self, step: int) -> str:
         """Name of the phase of optimiser step `step`; plain Python on the host."""
-        ...
-
-    def transition(self, step: int) -> str | None:
-        """Name of a change of state that happens before `step`, or None."""
         ...
 
     def predict(

@@ -1,0 +1,170 @@
+"""mode=eval: run evaluators on one checkpoint, or follow a run and evaluate each new one."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusionlab import inference, multihost, pictures, workdir
+from diffusionlab.checkpoint import Checkpoints
+from diffusionlab.experiment import Experiment
+from diffusionlab.types import EvalContext, EvalResult
+
+BATCH_SIZE = 256
+
+
+class Evaluation:
+    """Compiled functions of one experiment, shared by its evaluators.
+
+    Args:
+      experiment: with the evaluators.
+      mesh: where it runs.
+      folder: the run directory; results go to `evals/`.
+    """
+
+    def __init__(self, experiment: Experiment, mesh, folder: pathlib.Path):
+        self._experiment, self._mesh, self._folder = experiment, mesh, folder
+        self._draw = inference.make_draw(experiment, mesh)
+        self._loss = inference.make_loss(experiment)
+        self._predict = inference.make_plain_predict(experiment)
+
+    def run(self, params: Mapping[str, Any], step: int, labels) -> dict[str, float]:
+        """Runs the evaluators named by `labels` and writes evals/*.json.
+
+        Args:
+          params: by role.
+          step: of the parameters.
+          labels: names in `config.evals`.
+
+        Returns:
+          'eval/<label>/<name>' -> number.
+        """
+        found = {}
+        for label in labels:
+            result = self._experiment.evals[label](self._context(params, step))
+            if multihost.is_main():
+                self._write(label, step, result)
+            found |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
+        return found
+
+    def _context(self, params, step) -> EvalContext:
+        experiment = self._experiment
+
+        def draw(num_samples):
+            indices = np.arange(num_samples)
+            labels = inference.labels_in_turn(experiment, indices)
+            x = inference.draw_many(
+                self._draw,
+                self._mesh,
+                params,
+                experiment.seed,
+                indices,
+                labels,
+                BATCH_SIZE,
+            )
+            return x, labels
+
+        return EvalContext(
+            step=step,
+            spec=experiment.spec,
+            train=experiment.train_source,
+            test=experiment.test_source,
+            draw=draw,
+            loss=lambda batch, index: jax.device_get(self._loss(params, batch, index)),
+            predict=lambda z, t, label=None: self._predict(params, z, t, label),
+            process=experiment.process,
+        )
+
+    def _write(self, label: str, step: int, result: EvalResult) -> None:
+        folder = self._folder / "evals"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"step_{step:08d}_{label}"
+        names = []
+        for name, picture in result.pictures.items():
+            pictures.save_png(folder / f"{stem}_{name}.png", picture)
+            names.append(f"evals/{stem}_{name}.png")
+        record = {
+            "step": step,
+            "evaluator": label,
+            "numbers": result.numbers,
+            "notes": result.notes,
+            "pictures": names,
+        }
+        workdir.write_json(folder / f"{stem}.json", record)
+
+
+def table(numbers: Mapping[str, float]) -> str:
+    """Lines 'name  value', aligned."""
+    width = max((len(name) for name in numbers), default=0)
+    return "\n".join(f"  {name:<{width}}  {value:.4g}" for name, value in numbers.items())
+
+
+def evaluate(
+    experiment: Experiment,
+    mesh,
+    folder: pathlib.Path,
+    *,
+    step: int | None,
+    ema: str,
+    follow: bool,
+    poll_seconds: float = 5.0,
+) -> None:
+    """Evaluates one checkpoint, or every new one until the run is finished.
+
+    Args:
+      experiment: of the run.
+      mesh: where it runs.
+      folder: the run directory.
+      step: of the checkpoint; None is the newest.
+      ema: name of the average; see `inference.check_ema`.
+      follow: go on with each new checkpoint; ends after that of the last step.
+      poll_seconds: how often to look for a new one.
+
+    Raises:
+      ValueError: there is no checkpoint of that step.
+    """
+    inference.check_ema(experiment, ema)
+    checkpoints = Checkpoints(folder)
+    evaluation = Evaluation(experiment, mesh, folder)
+
+    def one(chosen):
+        params = inference.restore(experiment, checkpoints, chosen, ema, mesh)
+        numbers = evaluation.run(params, chosen, experiment.evals)
+        if multihost.is_main():
+            print(f"step {chosen}, ema {ema}:\n{table(numbers)}", flush=True)
+
+    if not follow:
+        one(chosen_step(checkpoints, step))
+        return
+    done: set[int] = set()
+    last = experiment.train.num_steps
+    while last not in done:
+        new = [s for s in checkpoints.steps() if s not in done]
+        for chosen in new:
+            one(chosen)
+            done.add(chosen)
+        if not new:
+            time.sleep(poll_seconds)
+
+
+def chosen_step(checkpoints: Checkpoints, step: int | None) -> int:
+    """Returns the step to restore: the one asked for, or the newest.
+
+    Raises:
+      ValueError: there is none; lists those there are.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        raise ValueError(
+            f"{checkpoints.folder}: holds no finished checkpoint yet; train further."
+        )
+    if step is None:
+        return steps[-1]
+    if step not in steps:
+        raise ValueError(f"--step: no checkpoint of step {step}; there are: {steps}.")
+    return step

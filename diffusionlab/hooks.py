@@ -1,0 +1,132 @@
+"""What happens beside training at known steps: pictures, evaluators, a profile."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from diffusionlab import evaluate, inference, multihost, pictures, report, workdir
+from diffusionlab import writers as writers_lib
+from diffusionlab.experiment import Experiment
+from diffusionlab.state import TrainState
+
+
+def make(
+    experiment: Experiment, mesh, folder: pathlib.Path, writers, say: Callable
+) -> Hooks:
+    """Returns the hooks of a run; see `Hooks`."""
+    return Hooks(experiment, mesh, folder, writers, say)
+
+
+class Hooks:
+    """Runs what is due.
+
+    Args:
+      experiment: says what is due when.
+      mesh: where.
+      folder: the run directory.
+      writers: take the results.
+      say: prints a line that stays.
+    """
+
+    def __init__(self, experiment, mesh, folder, writers, say):
+        self._experiment, self._mesh, self._folder = experiment, mesh, folder
+        self._writers, self._say = writers, say
+        self._ema = inference.default_ema(experiment)
+        self._draw = inference.make_draw(experiment, mesh)
+        self._evaluation = evaluate.Evaluation(experiment, mesh, folder)
+        self._profiling = False
+
+    def due(self, step: int, state: TrainState) -> None:
+        """Runs what is due on the state after `step` steps."""
+        settings = self._experiment.logging
+        self._profile(step, settings)
+        if settings.samples_every and step % settings.samples_every == 0:
+            self._picture(step, state)
+        evals = self._experiment.evals
+        labels = [n for n, e in evals.items() if e.every and step % e.every == 0]
+        self._evaluate(labels, step, state)
+
+    def finish(self, step: int, state: TrainState) -> None:
+        """After the last step: a picture, every evaluator, the report, result.json.
+
+        result.json is the last act: a run that has one for this step is finished, and
+        nothing is done again.
+        """
+        result = self._folder / "result.json"
+        if result.is_file() and json.loads(result.read_text())["step"] == step:
+            self._say(f"this run is finished: {step} steps, see {result}")
+            return
+        self._profile(step, self._experiment.logging)
+        if self._experiment.logging.samples_every:
+            self._picture(step, state)
+        numbers = self._evaluate(list(self._experiment.evals), step, state)
+        self._writers.flush()
+        if multihost.is_main():
+            written = report.write_report(self._folder)
+            workdir.write_json(result, {"step": step, "numbers": numbers})
+            self._say(_made(self._folder, written))
+
+    def _params(self, state: TrainState):
+        return inference.of_state(self._experiment, state, self._ema)
+
+    def _picture(self, step: int, state: TrainState) -> None:
+        indices = np.arange(self._experiment.logging.num_samples)
+        labels = inference.labels_in_turn(self._experiment, indices)
+        x = inference.draw_many(
+            self._draw,
+            self._mesh,
+            self._params(state),
+            self._experiment.seed,
+            indices,
+            labels,
+            evaluate.BATCH_SIZE,
+        )
+        if multihost.is_main():
+            known = labels if self._experiment.spec.num_classes else None
+            picture = pictures.of_examples(x, known)
+            pictures.save_png(
+                self._folder / "samples" / f"step_{step:08d}.png", picture
+            )
+            self._writers.image(step, "samples", picture)
+
+    def _evaluate(self, labels, step: int, state: TrainState) -> dict[str, float]:
+        if not labels:
+            return {}
+        numbers = self._evaluation.run(self._params(state), step, labels)
+        if not self._recorded(step):
+            self._writers.scalars(step, numbers)
+        self._say(f"evaluation at step {step}:\n{evaluate.table(numbers)}")
+        return numbers
+
+    def _recorded(self, step: int) -> bool:
+        """Whether a start that was killed in `finish` wrote this row already."""
+        self._writers.flush()
+        rows = writers_lib.read_rows(self._folder / writers_lib.METRICS_FILE)
+        return any(
+            row["step"] == step and any(name.startswith("eval/") for name in row)
+            for row in rows
+        )
+
+    def _profile(self, step: int, settings) -> None:
+        first, count = settings.profile_from, settings.profile_steps
+        if self._profiling and step >= first + count:
+            jax.profiler.stop_trace()
+            self._profiling = False
+            self._say(f"profile written to {self._folder / 'profile'}")
+        elif count and step == first and not self._profiling:
+            jax.profiler.start_trace(str(self._folder / "profile"))
+            self._profiling = True
+
+
+def _made(folder: pathlib.Path, written: pathlib.Path) -> str:
+    """What the run made, and where."""
+    lines = [f"done; look at {written}"]
+    lines += [f"  {path}" for path in sorted((folder / "evals").glob("*.png"))]
+    lines += [f"  {path}" for path in sorted((folder / "samples").glob("*.png"))[-1:]]
+    lines += [f"  {folder / name}" for name in ("metrics.jsonl", "evals", "checkpoints")]
+    return "\n".join(lines)

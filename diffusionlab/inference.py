@@ -1,0 +1,224 @@
+"""From parameters to samples, predictions and losses: what sampling and evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusionlab import ema, guidance, keys, sharding
+from diffusionlab import state as state_lib
+from diffusionlab.checkpoint import Checkpoints
+from diffusionlab.experiment import Experiment
+from diffusionlab.samplers import base
+from diffusionlab.state import TrainState
+from diffusionlab.types import Inputs, Params, Prediction
+
+RAW = "none"
+
+
+def default_ema(experiment: Experiment) -> str:
+    """Returns 'main' if the config keeps an average of this name, else 'none'."""
+    return "main" if "main" in experiment.ema else RAW
+
+
+def check_ema(experiment: Experiment, name: str) -> None:
+    """Checks the name of an average: of the config, 'none', or 'sigma_rel=WIDTH'.
+
+    Raises:
+      ValueError: there is no such average; lists those there are.
+    """
+    if name == RAW or name in experiment.ema:
+        return
+    if name.startswith("sigma_rel="):
+        ema.gamma_of(float(name.partition("=")[2]))
+        if any(isinstance(e, ema.Power) for e in experiment.ema.values()):
+            return
+        raise ValueError(
+            f"--ema={name}: reconstruction needs averages of kind 'power' in config.ema."
+        )
+    raise ValueError(
+        f"--ema: no average '{name}'; there are: {', '.join([*experiment.ema, RAW])}; "
+        "or sigma_rel=WIDTH."
+    )
+
+
+def of_state(
+    experiment: Experiment, state: TrainState, name: str
+) -> dict[str, Params]:
+    """Returns the parameters that samples come from, by role, out of a train state."""
+    source = state.params if name == RAW else {**state.params, **state.ema[name]}
+    return {role: source[role] for role in experiment.objective.samples_from}
+
+
+def restore(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, name: str, mesh
+) -> dict[str, Params]:
+    """Restores those parameters from a checkpoint, and nothing else.
+
+    Args:
+      experiment: of the run.
+      checkpoints: of the run.
+      step: of the checkpoint; with 'sigma_rel=WIDTH', the step at which the
+        reconstructed average ends: every checkpoint up to it takes part.
+      name: of the average; see `check_ema`.
+      mesh: where the parameters go.
+    """
+    abstract = state_lib.abstract(experiment, mesh)
+    roles = experiment.objective.samples_from
+    if not name.startswith("sigma_rel="):
+        return _restore_one(checkpoints, step, abstract, roles, name)
+    powers = {
+        n: e.sigma_rel for n, e in experiment.ema.items() if isinstance(e, ema.Power)
+    }
+    steps = [s for s in checkpoints.steps() if 0 < s <= step]
+    stored = [(s, n) for s in steps for n in powers]
+    coefficients = ema.reconstruction(
+        [(s, powers[n]) for s, n in stored], step, float(name.partition("=")[2])
+    )
+    total = None
+    for (s, n), coefficient in zip(stored, coefficients, strict=True):
+        part = _restore_one(checkpoints, s, abstract, roles, n)
+        part = jax.tree.map(lambda p, c=coefficient: jnp.float32(c) * p, part)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return total
+
+
+def _restore_one(checkpoints, step, abstract, roles, name) -> dict[str, Params]:
+    """Roles of which no average is kept come as they are."""
+    averaged = {} if name == RAW else abstract.ema[name]
+    part: dict[str, Any] = {}
+    for role in roles:
+        if role in averaged:
+            part.setdefault("ema", {}).setdefault(name, {})[role] = averaged[role]
+        else:
+            part.setdefault("params", {})[role] = abstract.params[role]
+    found = checkpoints.restore_part(step, part)
+    return {**found.get("params", {}), **found.get("ema", {}).get(name, {})}
+
+
+def make_predict(experiment: Experiment) -> Callable:
+    """Returns `predict(params, z_t, t, cond) -> Prediction` with guidance applied."""
+
+    def predict(params, z_t, t, cond):
+        plain = lambda z, time, c: experiment.objective.predict(params, z, time, c)  # noqa: E731
+        guided = guidance.compose(
+            experiment.guide, plain, experiment.process, experiment.spec
+        )
+        return guided(z_t, t, cond)
+
+    return predict
+
+
+def make_draw(experiment: Experiment, mesh) -> Callable[..., np.ndarray]:
+    """Returns `draw(params, seed, indices, labels) -> x`, compiled once per batch size.
+
+    Sample i is a function of (seed, i) and its label alone. All processes call it
+    together, and each gets the whole batch `[B, ...]` as numpy.
+    """
+    predict = make_predict(experiment)
+
+    def draw(params, seed, indices, labels):
+        cond = {"label": labels} if experiment.spec.num_classes else {}
+        return base.sample(
+            experiment.sampler,
+            experiment.process,
+            lambda z, t: predict(params, z, t, cond),
+            keys.sample_keys(seed, indices),
+            experiment.spec.shape,
+        )
+
+    batch = sharding.batch_sharding(mesh)
+    compiled = jax.jit(
+        draw, in_shardings=(None, None, batch, batch), out_shardings=batch
+    )
+
+    def run(params, seed, indices, labels):
+        given = [np.asarray(a, np.int32) for a in (indices, labels)]
+        given = [
+            jax.make_array_from_callback(a.shape, batch, lambda where, a=a: a[where])
+            for a in given
+        ]
+        return to_numpy(compiled(params, seed, *given))
+
+    run.lower = compiled.lower
+    return run
+
+
+def to_numpy(x: jax.Array) -> np.ndarray:
+    """Returns the whole of a sharded array on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def draw_many(
+    draw: Callable, mesh, params, seed: int, indices, labels, batch_size: int
+) -> np.ndarray:
+    """Draws any number of samples in batches of one size, the last one padded.
+
+    Args:
+      draw: from `make_draw`.
+      mesh: a batch is split over it.
+      params: by role.
+      seed: of the samples.
+      indices, labels: `[N]`.
+      batch_size: rounded up to what the mesh divides.
+    """
+    indices, labels = np.asarray(indices), np.asarray(labels)
+    shards = sharding.batch_shards(mesh)
+    size = -(-min(batch_size, len(indices)) // shards) * shards
+    found = []
+    for start in range(0, len(indices), size):
+        chosen = np.arange(start, start + size)
+        # Padding repeats the last sample; it depends on its index only.
+        chosen = np.minimum(chosen, len(indices) - 1)
+        found.append(draw(params, seed, indices[chosen], labels[chosen]))
+    return np.concatenate(found)[: len(indices)]
+
+
+def make_loss(experiment: Experiment) -> Callable:
+    """Returns `loss(params, batch, index) -> Metrics`, jitted: the loss of phase 0."""
+    name = experiment.objective.phase(0)
+    phase = experiment.objective.phases[name]
+
+    @jax.jit
+    def loss(params, batch, index):
+        inputs = Inputs(
+            batch=batch,
+            key=keys.key(experiment.seed, "eval", index),
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema={},
+        )
+        return phase.loss(params, inputs)[1]
+
+    return loss
+
+
+def make_plain_predict(experiment: Experiment) -> Callable[..., Prediction]:
+    """Returns `predict(params, z_t, t, label)`, jitted and without guidance."""
+
+    @jax.jit
+    def predict(params, z_t, t, label):
+        cond = {} if label is None else {"label": label}
+        return experiment.objective.predict(params, z_t, t, cond)
+
+    return predict
+
+
+def labels_in_turn(experiment: Experiment, indices, label: int | None = None):
+    """Returns `label` for every sample, or without it the classes in turn."""
+    indices = np.asarray(indices)
+    if label is not None:
+        return np.full_like(indices, label)
+    return indices % max(experiment.spec.num_classes, 1)
+
+
+def sampler_record(experiment: Experiment) -> Mapping[str, Any]:
+    """What of the config decides how samples are drawn."""
+    return {k: experiment.config[k] for k in ("sampler", "guidance")}

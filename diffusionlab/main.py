@@ -1,0 +1,239 @@
+"""The one program: train, sample, evaluate, inspect.
+
+  diffusionlab --config=configs/digits/denoising.py --workdir=runs/digits
+  diffusionlab --mode=sample --workdir=runs/digits --num_samples=64 --label=3
+
+Flags are read and configs checked before JAX is imported: a mistake is answered at
+once, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+
+from diffusionlab import config as config_lib
+from diffusionlab import registry, workdir
+
+MODES = {
+    "train": "train, or go on with a run (default)",
+    "sample": "draw samples from a run",
+    "eval": "evaluate a checkpoint of a run, or follow it",
+    "config": "print the resolved config, parameters, FLOPs and memory; compiles only",
+    "doctor": "print what this machine is and how fast",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the flags of the program."""
+    modes = "\n".join(f"  {name:<8} {text}" for name, text in MODES.items())
+    p = argparse.ArgumentParser(
+        "diffusionlab",
+        description=f"{__doc__}\nmodes:\n{modes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="--config.KEY=VALUE overrides any key: --config.optim.denoiser."
+        "learning_rate.value=1e-4. For sample and eval it overrides the run's own "
+        "config.",
+    )
+    p.add_argument("--mode", choices=MODES, default="train")
+    p.add_argument("--config", help="config file, with ':variant' if any")
+    p.add_argument("--workdir", type=pathlib.Path, help="the run directory")
+    p.add_argument(
+        "--resume",
+        choices=("auto", "never", "newest_whole"),
+        default="auto",
+        help="train: go on with a run that is there, refuse to, or go on from the "
+        "newest checkpoint that can be read",
+    )
+    p.add_argument("--step", type=int, help="sample, eval: checkpoint (newest)")
+    p.add_argument(
+        "--ema", help="sample, eval: average by name, 'none', or sigma_rel=WIDTH"
+    )
+    p.add_argument("--num_samples", type=int, default=64, help="sample: how many")
+    p.add_argument("--label", type=int, help="sample: class (all in turn)")
+    p.add_argument("--seed", type=int, default=0, help="sample: seed of the samples")
+    p.add_argument("--batch_size", type=int, default=64, help="sample: size of a part")
+    p.add_argument("--part", default="0/1", help="sample: K/N, of N processes")
+    p.add_argument("--out", type=pathlib.Path, help="sample: folder for the samples")
+    p.add_argument("--follow", action="store_true", help="eval: each new checkpoint")
+    p.add_argument(
+        "--plugins", type=pathlib.Path, help="folder with modules for 'module:object'"
+    )
+    p.add_argument(
+        "--compilation_cache",
+        default=os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(pathlib.Path.home() / ".cache" / "diffusionlab" / "jax"),
+        help="folder of compiled programs; 'off' for none (%(default)s)",
+    )
+    p.add_argument("--coordinator", help="several processes: host:port, or 'auto'")
+    p.add_argument("--num_processes", type=int, default=1)
+    p.add_argument("--process_id", type=int, default=0)
+    p.add_argument("--join_timeout", type=int, default=300, help="seconds")
+    return p
+
+
+def _overrides(unknown: list[str], flags: argparse.ArgumentParser) -> list[str]:
+    """Returns 'key=value' of each --config.key=value.
+
+    Raises:
+      ValueError: another flag; names the nearest.
+    """
+    found = []
+    known = [o for action in flags._actions for o in action.option_strings]
+    for word in unknown:
+        if not word.startswith("--config."):
+            name = word.partition("=")[0]
+            raise ValueError(f"{word}: unknown flag{registry.nearest(name, known)}")
+        found.append(word.removeprefix("--config."))
+    return found
+
+
+def _load(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Returns the resolved config: of the file, or of the run."""
+    needs_config = args.mode == "train" or (args.mode == "config" and not args.workdir)
+    if args.mode != "config" and args.workdir is None:
+        raise ValueError(f"--workdir: missing; mode {args.mode} needs a run directory.")
+    if args.config is None:
+        has_run = args.workdir and (args.workdir / "config.json").is_file()
+        if needs_config and not has_run:
+            raise ValueError(
+                "--config: missing; for example --config=configs/digits/denoising.py."
+            )
+        import ml_collections
+
+        config = ml_collections.ConfigDict(workdir.read_config(args.workdir))
+    else:
+        config = config_lib.load(args.config)
+    config_lib.override(config, overrides)
+    resolved = config_lib.resolve(config)
+    if args.workdir and args.config and args.mode in ("sample", "eval"):
+        stored = workdir.read_config(args.workdir)
+        if found := config_lib.conflicts(stored, resolved):
+            raise workdir.WorkdirError(
+                f"--config: '{args.workdir}' is a run of another config; leave --config "
+                "out, the run knows its own: " + "; ".join(found)
+            )
+    return resolved
+
+
+def _part(text: str) -> tuple[int, int]:
+    which, _, of = text.partition("/")
+    if not (which.isdigit() and of.isdigit()):
+        raise ValueError(f"--part: expected K/N, for example 0/2, got '{text}'.")
+    return int(which), int(of)
+
+
+def run(argv: list[str]) -> int:
+    """Runs the program; returns its exit status.
+
+    Raises:
+      ValueError, TypeError, FileNotFoundError, RuntimeError: what the user gave cannot
+        be used; the message says why.
+    """
+    flags = parser()
+    args, unknown = flags.parse_known_args(argv)
+    overrides = _overrides(unknown, flags)
+    if args.plugins:
+        registry.plug_in_path(str(args.plugins.resolve()))
+    part = _part(args.part)
+    config = None
+    if args.mode != "doctor":
+        config = _load(args, overrides)
+        if args.mode == "train":
+            workdir.check(args.workdir, config, args.resume)
+    cache = _set_up_jax(args)
+    if args.mode == "doctor":
+        from diffusionlab import describe
+
+        print(describe.doctor(args.workdir or pathlib.Path(), cache))
+        return 0
+    if args.mode == "config":
+        from diffusionlab import describe
+
+        print(describe.describe(config))
+        return 0
+    if args.mode == "train":
+        from diffusionlab import train
+
+        asked = {"config": args.config, "overrides": overrides}
+        return train.train(config, args.workdir, resume=args.resume, asked=asked)
+    _use(args, config, part)
+    return 0
+
+
+def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
+    """Modes sample and eval."""
+    import jax
+
+    from diffusionlab import evaluate, experiment, inference, sample, sharding
+
+    built = experiment.build(config)
+    mesh = sharding.make_mesh(built.mesh)
+    ema = args.ema or inference.default_ema(built)
+    with jax.set_mesh(mesh):
+        if args.mode == "eval":
+            evaluate.evaluate(
+                built, mesh, args.workdir, step=args.step, ema=ema, follow=args.follow
+            )
+            return
+        out = sample.sample(
+            built,
+            mesh,
+            args.workdir,
+            num_samples=args.num_samples,
+            label=args.label,
+            seed=args.seed,
+            step=args.step,
+            ema=ema,
+            batch_size=args.batch_size,
+            part=part,
+            out=args.out,
+        )
+    print(f"samples in {out}")
+
+
+def _set_up_jax(args: argparse.Namespace) -> str:
+    """Compilation cache and processes; returns where the cache is, or 'off'."""
+    import jax
+
+    # Keep even what compiles in no time: a second start then compiles nothing.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if args.compilation_cache != "off":
+        jax.config.update("jax_compilation_cache_dir", args.compilation_cache)
+    else:
+        jax.config.update("jax_enable_compilation_cache", False)
+    if args.coordinator:
+        from diffusionlab import multihost
+
+        multihost.initialize(
+            args.coordinator, args.num_processes, args.process_id, args.join_timeout
+        )
+    return args.compilation_cache
+
+
+def main() -> None:
+    """Entry point: an error of the user's is one line, one of ours a traceback."""
+    try:
+        status = run(sys.argv[1:])
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if not _is_message(error):
+            raise
+        print(f"diffusionlab: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(status)
+
+
+def _is_message(error: BaseException) -> bool:
+    """Whether an error was raised by us, about what we were given."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").startswith("diffusionlab")
+
+
+if __name__ == "__main__":
+    main()

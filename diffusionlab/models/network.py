@@ -1,0 +1,36 @@
+"""A flax module as a `Network`: two pure functions, float32 at the boundary."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from diffusionlab.types import DataSpec, Network
+
+
+def as_network(module: nn.Module, spec: DataSpec) -> Network:
+    """Returns the pure functions of a module `(z, cond, *, train) -> raw output`.
+
+    This is the one place where precision changes: the noisy data enter in the module's
+    compute dtype, the raw output leaves in float32.
+
+    Args:
+      module: has the fields `spec` and `dtype`, and the rules `PARAM_AXES`.
+      spec: the data it sees, for the shapes at initialisation.
+    """
+    dtype = jnp.dtype(module.dtype)
+
+    def init(key):
+        z = jnp.zeros((1, *spec.shape), dtype)
+        cond = {"t": jnp.zeros(1), "logsnr": jnp.zeros(1)}
+        if spec.num_classes:
+            cond["label"] = jnp.zeros(1, jnp.int32)
+        return module.init({"params": key}, z, cond, train=False)["params"]
+
+    def apply(params, z, cond, *, train=False, key=None):
+        rngs = None if key is None else {"dropout": key}
+        train = train and key is not None
+        variables = {"params": params}
+        raw = module.apply(variables, z.astype(dtype), cond, train=train, rngs=rngs)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), raw)
+
+    return Network(init, apply, module.PARAM_AXES)

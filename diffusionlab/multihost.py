@@ -1,0 +1,82 @@
+"""Several processes as one program: joining, and waiting with a limit."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import jax
+
+WAITED_TOO_LONG = 76
+"""Exit status of a process whose wait for the others ran out."""
+
+
+def initialize(
+    coordinator: str, num_processes: int, process_id: int, timeout: int
+) -> None:
+    """Joins this process with the others.
+
+    Args:
+      coordinator: 'host:port' of process 0; 'auto' reads the cluster's environment.
+      num_processes: how many there are.
+      process_id: which one this is.
+      timeout: seconds to wait for the others.
+    """
+    if coordinator == "auto":
+        jax.distributed.initialize(initialization_timeout=timeout)
+        return
+    with waiting(f"joining {num_processes} processes at {coordinator}", timeout + 30):
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout,
+            coordinator_bind_address=coordinator if process_id == 0 else None,
+        )
+
+
+@contextlib.contextmanager
+def waiting(what: str, seconds: float) -> Iterator[None]:
+    """Limits a wait for other processes.
+
+    When the time runs out, says what this process waits for, dumps the stacks of all
+    its threads and ends it with status `WAITED_TOO_LONG`: a hang would keep the
+    machines of the whole job.
+    """
+
+    def give_up():
+        print(
+            f"process {os.getpid()}: waited {seconds:.0f} s at '{what}'; another "
+            "process is lost or stuck. Stacks follow; exiting.",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(WAITED_TOO_LONG)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, seconds: float) -> None:
+    """Waits until every process is here, with a limit."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    with waiting(f"barrier {name}", seconds):
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,3 @@
+"""How data become noise."""
+
+REGISTRY = {"process": {"gaussian": "diffusionlab.processes.gaussian:Gaussian"}}

@@ -1,0 +1,259 @@
+"""One self-contained page about a run: `report.html` in its directory.
+
+Everything is taken from what lies there (config, environment, metrics, sample grids,
+evaluations); a part that is missing is absent from the page. Pictures and data are
+inside the file, so it can be sent to somebody, and nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from diffusionlab import curves, writers
+
+_ASSETS = pathlib.Path(__file__).parent / "assets"
+_MAX_GRIDS = 24
+_MAX_IMAGE_BYTES = 4_000_000  # of all pictures together, before base64
+_TILES = ("agreement", "precision", "recall", "excess", "inside", "loss")
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes `report.html` into the run directory and returns its path.
+
+    Raises:
+      FileNotFoundError: there is no such directory.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"{workdir}: there is no such run directory.")
+    path = workdir / "report.html"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(_page(workdir), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _page(workdir: pathlib.Path) -> str:
+    config = _json(workdir / "config.json")
+    environment = _json(workdir / "environment.json")
+    metrics = workdir / writers.METRICS_FILE
+    rows = writers.read_rows(metrics) if metrics.exists() else []
+    evals = [_json(path) for path in sorted((workdir / "evals").glob("*.json"))]
+    evals = sorted((e for e in evals if e), key=lambda e: e["step"])
+    latest = {e["evaluator"]: e for e in evals}
+    # What can be looked at comes first.
+    latest = dict(sorted(latest.items(), key=lambda item: not item[1].get("pictures")))
+    measured = curves.collect(rows, evals)
+    grids = curves.evenly(sorted((workdir / "samples").glob("step_*.png")), _MAX_GRIDS)
+    shown = [workdir / p for e in latest.values() for p in e.get("pictures", ())]
+    shown = [path for path in shown if path.is_file()]
+    budget = _MAX_IMAGE_BYTES // max(1, len(grids) + len(shown))
+    charts, levels = curves.charts(measured), curves.levels(measured)
+    sections = [
+        ("Evaluation", _evaluations(latest, workdir, budget)),
+        ("Samples over time", _slider(grids, budget)),
+        ("Loss by noise level", _canvas("levels", levels)),
+        ("Curves", _canvas("charts", charts)),
+        ("Config", _tree(config) if config else ""),
+        ("Environment", _tree(environment) if environment else ""),
+    ]
+    return _document(
+        title=html.escape(workdir.name),
+        tiles=_tiles(rows, latest),
+        sections=[(title, body) for title, body in sections if body],
+        data={"charts": charts, "levels": levels},
+    )
+
+
+def _document(*, title: str, tiles: str, sections: list, data: Mapping) -> str:
+    """The page around its parts, which are HTML already."""
+    style, script = (
+        (_ASSETS / name).read_text(encoding="utf-8")
+        for name in ("report.css", "report.js")
+    )
+    links = "".join(f"<a href='#{_slug(name)}'>{name}</a>" for name, _ in sections)
+    bodies = "\n".join(
+        f"<section id='{_slug(name)}'><h2>{name}</h2>{body}</section>"
+        for name, body in sections
+    )
+    # '<' never stands in the data, so no text in them can close the element.
+    inlined = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return f"""<!doctype html>
+<html lang='en'><head><meta charset='utf-8'>
+<meta name='viewport' content='width=device-width, initial-scale=1'>
+<title>{title} · diffusionlab</title><link rel='icon' href='data:,'>
+<style>{style}</style></head>
+<body><header><p class='kicker'>diffusionlab run</p><h1>{title}</h1>
+{tiles}<nav>{links}</nav></header>
+<main>{bodies}</main>
+<script type='application/json' id='data'>{inlined}</script>
+<script>{script}</script></body></html>
+"""
+
+
+def _json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _canvas(name: str, found: list) -> str:
+    """Where report.js draws the charts of this name."""
+    return f"<div class='charts' data-from='{name}'></div>" if found else ""
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _format(value: Any) -> str:
+    number = curves.number(value)
+    if number is None:
+        return str(value)
+    if number == int(number) and abs(number) < 1e12:
+        return f"{int(number):,}"
+    return f"{number:.4g}"
+
+
+def _tiles(rows, latest) -> str:
+    """The few numbers to see first."""
+    tiles: list[tuple[str, str, str]] = []
+    steps = [row["step"] for row in rows] + [e["step"] for e in latest.values()]
+    if steps:
+        tiles.append(("steps", f"{max(steps):,}", ""))
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    if losses:
+        tiles.append(
+            ("training loss", _format(losses[-1]), f"from {_format(losses[0])}")
+        )
+    for label, result in latest.items():
+        numbers = result["numbers"]
+        for name in (name for name in _TILES if name in numbers):
+            reference = numbers.get(f"{name}_real")
+            note = (
+                f"real data: {_format(reference)}" if reference is not None else label
+            )
+            tiles.append((name, _format(numbers[name]), note))
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        f"<small>{html.escape(note)}</small></div>"
+        for name, value, note in tiles
+    )
+    return f"<dl class='tiles'>{items}</dl>" if items else ""
+
+
+def _evaluations(latest, workdir, budget) -> str:
+    parts = []
+    for label, result in latest.items():
+        step = result["step"]
+        parts.append(f"<h3>{html.escape(label)} <small>at step {step:,}</small></h3>")
+        for picture in result.get("pictures", ()):
+            if (workdir / picture).is_file():
+                name = pathlib.PurePath(picture).stem
+                caption = re.sub(r"^step_\d+_", "", name).replace("_", " ")
+                parts.append(_figure(workdir / picture, caption, budget))
+        parts.append(_table(result["numbers"], result.get("notes") or {}))
+    return "".join(parts)
+
+
+def _table(numbers: Mapping, notes: Mapping) -> str:
+    """The numbers, each beside its figure for real data; parts of a figure fold in."""
+    whole = {name: value for name, value in numbers.items() if "/" not in name}
+    parts = {name: value for name, value in numbers.items() if "/" in name}
+    folded = f"<details><summary>in detail</summary>{_rows(parts)}</details>"
+    said = "".join(
+        f"<li><b>{html.escape(str(name))}</b>: {html.escape(str(text))}</li>"
+        for name, text in notes.items()
+    )
+    return (
+        (_rows(whole) if whole else "")
+        + (f"<ul class='notes'>{said}</ul>" if said else "")
+        + (folded if parts else "")
+    )
+
+
+def _rows(numbers: Mapping) -> str:
+    references = {name: f"{name}_real" for name in numbers if f"{name}_real" in numbers}
+    body = []
+    for name, value in numbers.items():
+        if name in references.values():
+            continue
+        cells = f"<td>{html.escape(_format(value))}</td>"
+        if references:
+            real = numbers[references[name]] if name in references else ""
+            cells += f"<td>{html.escape(_format(real))}</td>"
+        body.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    head = "<th>number</th><th>value</th>" + "<th>real data</th>" * bool(references)
+    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(body)}</table></div>"
+
+
+def _figure(path: pathlib.Path, caption: str, budget: int) -> str:
+    text = html.escape(caption)
+    return (
+        f"<figure><img src='{_inline(path, budget)}' alt='{text}'>"
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _slider(grids: list[pathlib.Path], budget: int) -> str:
+    if not grids:
+        return ""
+    steps = [int(re.sub(r"\D", "", path.stem) or 0) for path in grids]
+    images = "".join(
+        f"<img src='{_inline(path, budget)}' alt='samples at step {step:,}' "
+        f"data-step='{step:,}'{' hidden' if path != grids[-1] else ''}>"
+        for path, step in zip(grids, steps, strict=True)
+    )
+    return (
+        f"<div class='slider'><div class='frames'>{images}</div><div class='bar'>"
+        "<button type='button' aria-label='play'>▶</button><input type='range' min='0' "
+        f"max='{len(grids) - 1}' value='{len(grids) - 1}' aria-label='step'>"
+        f"<output>step {steps[-1]:,}</output></div></div>"
+    )
+
+
+def _inline(path: pathlib.Path, budget: int) -> str:
+    """The picture as a data URI: as it is when small enough, else smaller, as JPEG."""
+    from PIL import Image
+
+    content, kind, width = path.read_bytes(), "png", 1200
+    while len(content) > budget and width > 100:
+        image = Image.open(path).convert("RGB")
+        image.thumbnail((width, width))
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=85)
+        content, kind, width = buffer.getvalue(), "jpeg", round(width * 0.7)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _tree(value: Mapping | list) -> str:
+    """Nested mappings as a tree that unfolds; everything else as text.
+
+    Of a list of mappings, such as the environments of several starts, the last is open.
+    """
+    last = len(value) - 1 if isinstance(value, list) else None
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    rows = []
+    for name, part in items:
+        key = html.escape(str(name if last is None else name + 1))
+        if part and (isinstance(part, Mapping) or _is_table(part)):
+            hint = part.get("name", "") if isinstance(part, Mapping) else ""
+            state = " open" if name == last else ""
+            rows.append(
+                f"<details{state}><summary>{key} <i>{html.escape(str(hint))}</i>"
+                f"</summary>{_tree(part)}</details>"
+            )
+        else:
+            text = part if isinstance(part, str) else json.dumps(part)
+            rows.append(f"<p><b>{key}</b><code>{html.escape(text)}</code></p>")
+    return f"<div class='tree'>{''.join(rows)}</div>"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)

@@ -1,0 +1,17 @@
+"""Noise schedules and the laws of training times."""
+
+REGISTRY = {
+    "schedule": {
+        "cosine": "diffusionlab.schedules.cosine:Cosine",
+        "shifted_cosine": "diffusionlab.schedules.cosine:ShiftedCosine",
+        "interpolated_cosine": "diffusionlab.schedules.cosine:InterpolatedCosine",
+        "linear_beta": "diffusionlab.schedules.linear_beta:LinearBeta",
+        "linear_logsnr": "diffusionlab.schedules.linear_logsnr:LinearLogsnr",
+        "edm": "diffusionlab.schedules.edm:Edm",
+        "flow": "diffusionlab.schedules.flow:Flow",
+    },
+    "times": {
+        "uniform": "diffusionlab.schedules.times:Uniform",
+        "logit_normal": "diffusionlab.schedules.times:LogitNormal",
+    },
+}

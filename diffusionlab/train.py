@@ -1,0 +1,416 @@
+"""The training loop: restore, step, log, save. It knows no method.
+
+In each turn, in this order: what is due on the state before the step (save, pictures,
+evaluation), the batch, the step, and at a log point the metrics since the last one.
+Between two log points the host waits for nothing on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusionlab import experiment as experiment_lib
+from diffusionlab import (
+    flops,
+    hooks,
+    machine,
+    multihost,
+    progress,
+    sharding,
+    train_step,
+    workdir,
+    writers,
+)
+from diffusionlab import state as state_lib
+from diffusionlab.checkpoint import CheckpointError, Checkpoints
+from diffusionlab.data import pipeline
+from diffusionlab.experiment import Experiment
+from diffusionlab.state import TrainState
+
+DONE, PREEMPTED = 0, 75
+"""Exit status: finished; or stopped by SIGTERM, saved, to be started again."""
+
+
+class NonFiniteError(RuntimeError):
+    """A metric was not finite; names the first step and the metric."""
+
+
+def train(
+    config: Mapping[str, Any],
+    folder: pathlib.Path,
+    *,
+    resume: str = "auto",
+    asked: Mapping[str, Any] | None = None,
+) -> int:
+    """Trains the run of `config` in `folder`, from where it stands.
+
+    Args:
+      config: resolved.
+      folder: the run directory; made if it is not there.
+      resume: 'auto' goes on from the newest checkpoint, 'never' refuses to, and
+        'newest_whole' sets damaged checkpoints aside and goes on from one that can be
+        read.
+      asked: config file and overrides of this start, for the record.
+
+    Returns:
+      `DONE`, or `PREEMPTED` after SIGTERM.
+
+    Raises:
+      ValueError, FileNotFoundError: the config cannot be built.
+      WorkdirError: the folder belongs to another run.
+      CheckpointError: a checkpoint is damaged or could not be written.
+      NonFiniteError: training diverged.
+    """
+    workdir.check(folder, config, resume)
+    experiment = experiment_lib.build(config)
+    mesh = sharding.make_mesh(experiment.mesh)
+    _check_batch(experiment, mesh)
+    if multihost.is_main():
+        workdir.claim(folder, config, asked or {}, machine.environment())
+    multihost.barrier("claim the run directory", experiment.checkpoint.barrier_timeout)
+    with jax.set_mesh(mesh):
+        return Loop(experiment, mesh, folder, resume).run()
+
+
+def _check_batch(experiment: Experiment, mesh) -> None:
+    shards = sharding.batch_shards(mesh)
+    micro = experiment.data.batch_size // experiment.train.micro_batches
+    if micro % shards:
+        raise ValueError(
+            f"config.data.batch_size: a micro-batch has {micro} examples, which the "
+            f"{shards} devices along 'data' and 'fsdp' do not divide."
+        )
+
+
+class Steps:
+    """The compiled step of each phase, and the metrics each has gathered.
+
+    Args:
+      experiment: what is trained.
+      mesh: where.
+    """
+
+    def __init__(self, experiment: Experiment, mesh):
+        self.objective = experiment.objective
+        whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        where = state_lib.shardings(experiment, mesh)
+        self.state = state_lib.abstract(experiment, mesh)
+        self.batch = abstract_batch(experiment, mesh)
+        self.accumulators = {
+            name: train_step.abstract_accumulator(
+                experiment, name, self.state, self.batch
+            )
+            for name in experiment.objective.phases
+        }
+        self._functions = {
+            name: jax.jit(
+                train_step.make_train_step(experiment, name),
+                in_shardings=(where, whole, batch),
+                out_shardings=(where, whole),
+                donate_argnums=(0, 1),
+            )
+            for name in experiment.objective.phases
+        }
+        self._whole = whole
+        self._compiled: dict[str, Any] = {}
+
+    def empty(self) -> dict[str, Any]:
+        """Returns the metrics of no steps, by phase."""
+        made = {n: train_step.empty(a) for n, a in self.accumulators.items()}
+        return jax.device_put(made, self._whole)
+
+    def abstract_gathered(self) -> dict[str, Any]:
+        """Returns the shapes of `empty`, for a restore."""
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._whole),
+            self.accumulators,
+        )
+
+    def __call__(self, step: int, state: TrainState, gathered: dict, batch):
+        """Runs optimiser step `step`; consumes `state` and the metrics of its phase."""
+        name = self.objective.phase(step)
+        state, gathered[name] = self._compiled[name](state, gathered[name], batch)
+        return state
+
+    def compile(self) -> dict[str, Any]:
+        """Compiles the step of each phase, and returns them; a second call is free."""
+        if not self._compiled:
+            gathered = self.abstract_gathered()
+            self._compiled = {
+                name: function.lower(self.state, gathered[name], self.batch).compile()
+                for name, function in self._functions.items()
+            }
+        return self._compiled
+
+
+def abstract_batch(experiment: Experiment, mesh) -> dict[str, Any]:
+    """Returns the shapes of a global batch."""
+    size, spec = experiment.data.batch_size, experiment.spec
+    where = sharding.batch_sharding(mesh)
+    shapes = {"x": ((size, *spec.shape), np.float32)}
+    if spec.num_classes:
+        shapes["label"] = ((size,), np.int32)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def step_flops(experiment: Experiment, steps: Steps) -> int:
+    """Returns the model FLOPs of a step, averaged over a hundred steps' phases.
+
+    Rematerialisation repeats work, so it is left out: the same config without it.
+    """
+    config = dict(experiment.config)
+    config["networks"] = {
+        name: {k: "" if k == "remat" else v for k, v in block.items()}
+        for name, block in config["networks"].items()
+    }
+    if config["networks"] != experiment.config["networks"]:
+        experiment = experiment_lib.build(config)
+    per_phase = {
+        name: flops.count(
+            train_step.make_gradients(experiment, name), steps.state, steps.batch
+        )
+        for name in experiment.objective.phases
+    }
+    names = [experiment.objective.phase(step) for step in range(100)]
+    return round(sum(per_phase[name] for name in names) / len(names))
+
+
+@dataclasses.dataclass
+class Preemption:
+    """Notices SIGTERM; with several processes all of them agree on the step."""
+
+    asked: bool = False
+
+    def __post_init__(self):
+        # With several processes JAX's own notifier listens, and agrees on a step.
+        main_thread = threading.current_thread() is threading.main_thread()
+        if jax.process_count() == 1 and main_thread:
+            signal.signal(signal.SIGTERM, self._notice)
+
+    def _notice(self, *_) -> None:
+        self.asked = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop before step `step`."""
+        if jax.process_count() == 1:
+            return self.asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def nothing_to_save(self) -> None:
+        """From here on SIGTERM ends the process at once, to be started again."""
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+
+
+class Loop:
+    """One start of a run."""
+
+    def __init__(self, experiment, mesh, folder, resume):
+        self.experiment, self.mesh, self.folder = experiment, mesh, folder
+        self.preemption = Preemption()
+        self.printer = progress.Printer() if multihost.is_main() else None
+        self.steps = Steps(experiment, mesh)
+        self.say(self._placement_table())
+        self.checkpoints = Checkpoints(folder, experiment.checkpoint)
+        self.data = pipeline.Batches(
+            experiment.train_source,
+            batch_size=experiment.data.batch_size,
+            seed=experiment.seed,
+            augments=experiment.augment,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=experiment.data.num_threads,
+            prefetch=experiment.data.prefetch,
+        )
+        self.hooks_done = True
+        self.start, self.state, self.gathered = self._begin(resume)
+        self.writers = writers.open_writers(
+            folder,
+            step=self.start,
+            process_index=jax.process_index(),
+            tensorboard=experiment.logging.tensorboard,
+            wandb=experiment.logging.wandb,
+            config=experiment.config,
+        )
+        self.hooks = hooks.make(experiment, mesh, folder, self.writers, self.say)
+        self.saved = self.start if self.checkpoints.steps() else None
+
+    def say(self, text: str) -> None:
+        if self.printer:
+            self.printer.say(text)
+
+    def _placement_table(self) -> str:
+        places = state_lib.placements(self.experiment, self.mesh)
+        params = self.steps.state.params
+        return sharding.table({r: (params[r], places[r]) for r in params}, self.mesh)
+
+    def _begin(self, resume: str):
+        """Restores the newest checkpoint, or initialises; never both."""
+        found = self.checkpoints.steps()
+        while found:
+            try:
+                state, gathered, data, meta = self.checkpoints.restore(
+                    found[-1], self.steps.state, self.steps.abstract_gathered()
+                )
+            except CheckpointError as error:
+                if resume != "newest_whole" or len(found) == 1:
+                    raise
+                aside = self.checkpoints.set_aside(found.pop())
+                self.say(f"{error}\nSet aside as {aside}.")
+                continue
+            self.data.set_state(data)
+            self.hooks_done = meta["hooks_done"]
+            self.say(f"resumed from step {found[-1]} of {self.checkpoints.folder}")
+            return found[-1], state, gathered
+        state = state_lib.init(self.experiment, self.mesh)
+        return 0, state, self.steps.empty()
+
+    def run(self) -> int:
+        """Trains to the last step; returns the exit status."""
+        try:
+            status = self._run()
+        finally:
+            self.writers.close()
+            self.data.close()
+        self.checkpoints.close()
+        return status
+
+    def _run(self) -> int:
+        last = self.experiment.train.num_steps
+        if self.start < last:
+            self.clock = self._clock(last)
+        for step in range(self.start, last):
+            if self.preemption.reached(step):
+                self._save(step, hooks_done=step == self.start and self.hooks_done)
+                self.checkpoints.wait()
+                self.say(f"SIGTERM: saved step {step}; start again to go on")
+                return PREEMPTED
+            if step != self.start or not self.hooks_done:
+                self._due(step)
+            waiting_since = time.perf_counter()
+            local = next(self.data)
+            self.clock.waited(time.perf_counter() - waiting_since)
+            batch = self._global(local)
+            self.state = self.steps(step, self.state, self.gathered, batch)
+            if (step + 1) % self.experiment.logging.every == 0 or step + 1 == last:
+                self._log(step + 1)
+        self._save(last, hooks_done=True)
+        self.checkpoints.wait()
+        self.preemption.nothing_to_save()
+        self.hooks.finish(last, self.state)
+        return DONE
+
+    def _due(self, step: int) -> None:
+        """Hooks before the save: a checkpoint then stands for all rows up to it."""
+        since = time.perf_counter()
+        self.hooks.due(step, self.state)
+        self.clock.aside(time.perf_counter() - since)
+        if step % self.experiment.checkpoint.every == 0:
+            self.writers.flush()
+            self._save(step, hooks_done=True)
+
+    def _global(self, local: Mapping[str, np.ndarray]):
+        where = sharding.batch_sharding(self.mesh)
+        return {
+            name: jax.make_array_from_process_local_data(where, array)
+            for name, array in local.items()
+        }
+
+    def _clock(self, last: int) -> progress.Clock:
+        work = step_flops(self.experiment, self.steps)
+        devices = jax.device_count()
+        rates = {"mfu": machine.matrix_rate(self.experiment.precision.compute) * devices}
+        if sheet := machine.datasheet_rate():
+            rates["mfu_datasheet"] = sheet * devices
+        self.steps.compile()
+        self.say(
+            f"{work:.3g} FLOPs per step; this device multiplies matrices at "
+            f"{rates['mfu'] / devices / 1e9:,.0f} GFLOP/s"
+        )
+        size = self.experiment.data.batch_size
+        return progress.Clock(self.start, last, size, work, rates)
+
+    def _log(self, step: int) -> None:
+        """Writes the means since the last row, and starts the next."""
+        timeout = self.experiment.checkpoint.barrier_timeout
+        with multihost.waiting(f"the metrics of step {step}", timeout):
+            found = jax.device_get(self.gathered)
+        self._check_finite(found, step)
+        self.gathered = self.steps.empty()
+        row = {}
+        for gathered in found.values():
+            for name, (total, count) in gathered["sums"].items():
+                if np.any(count):
+                    row[f"train/{name}"] = _mean(total, count)
+        figures = self.clock.stretch(step)
+        self.writers.scalars(step, row | figures)
+        if self.printer:
+            every, last = self.experiment.checkpoint.every, self.clock.num_steps
+            next_save = min((step // every + 1) * every, last)
+            loss = row.get("train/loss")
+            self.printer.progress(progress.line(step, last, loss, figures, next_save))
+
+    def _check_finite(self, found: Mapping[str, Any], step: int) -> None:
+        bad = [
+            (int(first), f"train/{name}")
+            for gathered in found.values()
+            for name, first in gathered["nonfinite"].items()
+            if first != train_step.NEVER
+        ]
+        if bad:
+            first, name = min(bad)
+            names = ", ".join(sorted({n for s, n in bad if s == first}))
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps()
+            raise NonFiniteError(
+                f"step {first}: {names} not finite (found at step {step}). The "
+                f"checkpoints before it stay: {kept or 'none'}. Lower the learning "
+                f"rate config.optim, or look at step {first}'s batch."
+            )
+
+    def _save(self, step: int, hooks_done: bool) -> None:
+        """Saves the state after `step` steps, unless that is on the disk already.
+
+        Args:
+          step: finished steps.
+          hooks_done: what is due at this step is done, and a resume skips it.
+        """
+        if step == self.saved:
+            return
+        timeout = self.experiment.checkpoint.barrier_timeout
+        with multihost.waiting(f"saving step {step}", timeout):
+            self._check_finite(jax.device_get(self.gathered), step)
+            self.checkpoints.save(
+                step,
+                self.state,
+                self.gathered,
+                self.data.get_state(),
+                {
+                    "step": step,
+                    "hooks_done": hooks_done,
+                    "process_count": jax.process_count(),
+                    "versions": machine.versions(),
+                },
+            )
+        self.saved = step
+
+
+def _mean(total, count) -> float | list[float]:
+    """Bins that nothing fell into have no mean: NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (np.asarray(total, np.float64) / count).tolist()

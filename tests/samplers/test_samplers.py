@@ -1,0 +1,214 @@
+"""Samplers on gaussian data, where every number is known."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusionlab import keys as keys_lib
+from diffusionlab import registry
+from diffusionlab.processes.gaussian import Gaussian
+from diffusionlab.samplers import base
+from diffusionlab.samplers.ancestral import Ancestral
+from diffusionlab.samplers.ddim import Ddim
+from diffusionlab.schedules.cosine import Cosine
+from diffusionlab.schedules.flow import Flow
+from diffusionlab.types import Prediction
+
+SAMPLERS = list(registry.table("sampler"))
+PROCESS = Gaussian(schedule=Cosine(), prediction="v")
+WIDE = Gaussian(schedule=Cosine(logsnr_min=-40.0, logsnr_max=40.0), prediction="v")
+
+
+def denoiser(process, mean=0.0, std=1.0):
+    """The exact prediction for data N(mean, std²)."""
+
+    def predict(z_t, t):
+        alpha, sigma = process.schedule.alpha_sigma(t)
+        total = alpha**2 * std**2 + sigma**2
+        x = (alpha * std**2 * z_t + sigma**2 * mean) / total
+        return Prediction(x, sigma * (z_t - alpha * mean) / total)
+
+    return predict
+
+
+def build(name, num_steps):
+    block = {"name": name, "num_steps": num_steps}
+    return registry.build("sampler", block, "config.sampler")
+
+
+def coefficients(monkeypatch, sampler, process, predict):
+    """What each step multiplies z and its noise by, `[N]` each, in float64."""
+    monkeypatch.setattr(
+        base, "normal", lambda keys, shape: jnp.ones((keys.shape[0], *shape))
+    )
+    keys = jax.random.split(jax.random.key(0), 1)
+    times = base.grid(sampler.num_steps)
+
+    @jax.vmap
+    def step(t, s):
+        def latent(z):
+            state = base.State(jnp.full((1, 1), z), jnp.zeros((1, 1)))
+            state = sampler.step(process, predict, state, t, s, keys)
+            return state.z[0, 0]
+
+        return latent(0.0), jax.grad(latent)(0.0)
+
+    noise, signal = jax.jit(step)(jnp.array(times[:-1]), jnp.array(times[1:]))
+    return np.float64(signal), np.float64(noise)
+
+
+def variances(signal, noise, start=1.0):
+    found = [start]
+    for a, b in zip(signal, noise, strict=True):
+        found.append(a**2 * found[-1] + b**2)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "process", [PROCESS, Gaussian(schedule=Flow(), prediction="x")]
+)
+def test_gaussian_data_are_sampled(name, process):
+    keys = keys_lib.sample_keys(0, jnp.arange(1 << 14))
+    predict = denoiser(process, mean=0.3, std=0.5)
+    x = base.sample(build(name, 200), process, predict, keys, (2,))
+    # Standard errors are 0.003 and 0.002; 200 steps leave about 1 %.
+    assert float(x.mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sample_depends_on_its_own_key(name):
+    keys = keys_lib.sample_keys(0, jnp.arange(8))
+    predict = denoiser(PROCESS, std=0.5)
+    x = base.sample(build(name, 5), PROCESS, predict, keys, (2, 3))
+    assert x.shape == (8, 2, 3) and x.dtype == jnp.float32
+    for part in (slice(2, 5), slice(7, 8)):
+        alone = base.sample(build(name, 5), PROCESS, predict, keys[part], (2, 3))
+        np.testing.assert_array_equal(alone, x[part])
+    assert len(np.unique(x)) == x.size
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_network_is_traced_once_and_sees_the_uniform_grid(name):
+    traced, seen = [], []
+
+    def predict(z_t, t):
+        traced.append(t.shape)
+        jax.debug.callback(lambda t: seen.append(float(t)), t, ordered=True)
+        return Prediction(z_t, z_t)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    base.sample(build(name, 7), PROCESS, predict, keys, (1,)).block_until_ready()
+    jax.effects_barrier()
+    assert traced == [()]
+    np.testing.assert_allclose(seen, np.arange(7, 0, -1) / 7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_result_is_the_last_prediction_of_x(name):
+    def predict(z_t, t):
+        return Prediction(jnp.full_like(z_t, t), z_t)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = base.sample(build(name, 4), PROCESS, predict, keys, (3,))
+    np.testing.assert_array_equal(x, 0.25)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 10, 100])
+def test_unit_gaussian_latents_keep_variance_one_at_exponent_one(
+    monkeypatch, num_steps
+):
+    sampler = Ancestral(num_steps=num_steps, noise_exponent=1.0)
+    signal, noise = coefficients(monkeypatch, sampler, PROCESS, denoiser(PROCESS))
+    # Each step is rounded at a few 6e-8 and the errors add up.
+    tolerance = 3e-7 * num_steps**0.5 + 3e-7
+    np.testing.assert_allclose(variances(signal, noise), 1.0, atol=tolerance)
+    alpha, _ = PROCESS.schedule.alpha_sigma(base.grid(num_steps))
+    np.testing.assert_allclose(signal, alpha[:-1] / alpha[1:], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "truncated", "untruncated", "returned"),
+    [
+        (3, 0.354282, 0.354167, 0.749840),
+        (10, 0.679265, 0.679121, 0.975391),
+        (100, 0.954478, 0.954449, 0.999736),
+    ],
+)
+def test_variance_of_unit_gaussian_data(
+    monkeypatch, num_steps, truncated, untruncated, returned
+):
+    sampler = Ancestral(num_steps=num_steps, noise_exponent=0.0)
+    alpha, _ = PROCESS.schedule.alpha_sigma(1.0 / num_steps)
+    for process, expected in ((PROCESS, truncated), (WIDE, untruncated)):
+        parts = coefficients(monkeypatch, sampler, process, denoiser(process))
+        latent = variances(*parts)
+        assert latent[-1] == pytest.approx(expected, abs=2e-6)
+    # The sample is x_hat = alpha z of the last latent before the last step.
+    parts = coefficients(monkeypatch, sampler, PROCESS, denoiser(PROCESS))
+    x_hat = float(alpha) ** 2 * variances(*parts)[-2]
+    assert x_hat == pytest.approx(truncated, abs=2e-6)
+    sampler = dataclasses.replace(sampler, noise_exponent=1.0)
+    parts = coefficients(monkeypatch, sampler, PROCESS, denoiser(PROCESS))
+    x_hat = float(alpha) ** 2 * variances(*parts)[-2]
+    assert x_hat == pytest.approx(returned, abs=4e-6)
+
+
+@pytest.mark.parametrize(("exponent", "variance"), [(0.0, 0.354282), (1.0, 0.749840)])
+def test_samples_have_the_variance_of_the_coefficients(exponent, variance):
+    sampler = Ancestral(num_steps=3, noise_exponent=exponent)
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = base.sample(sampler, PROCESS, denoiser(PROCESS), keys, (4096,))
+    assert float(x.var()) == pytest.approx(variance, rel=5 * (2 / x.size) ** 0.5)
+
+
+def test_point_mass_latents_have_the_variance_of_the_process(monkeypatch):
+    sampler = Ancestral(num_steps=10, noise_exponent=0.0)
+    predict = denoiser(PROCESS, mean=0.7, std=0.0)
+    signal, noise = coefficients(monkeypatch, sampler, PROCESS, predict)
+    _, sigma = PROCESS.schedule.alpha_sigma(base.grid(10))
+    # The intercept holds the mean of the data; noise is what is left of it.
+    alpha, _ = PROCESS.schedule.alpha_sigma(base.grid(10))
+    noise -= 0.7 * (np.float64(alpha[1:]) - signal * np.float64(alpha[:-1]))
+    found = variances(signal, noise, float(sigma[0]) ** 2)
+    np.testing.assert_allclose(found, np.float64(sigma) ** 2, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("num_steps", "expected"), [(2, 0.5), (8, 0.856232)])
+def test_ddim_contracts_unit_gaussian_data_as_known(monkeypatch, num_steps, expected):
+    for process in (PROCESS, WIDE):
+        signal, noise = coefficients(
+            monkeypatch, Ddim(num_steps=num_steps), process, denoiser(process)
+        )
+        known = math.cos(process.schedule.span / num_steps) ** num_steps
+        assert np.prod(signal) == pytest.approx(known, abs=1e-6)
+        np.testing.assert_array_equal(noise, 0.0)
+    assert known == pytest.approx(expected, abs=1e-6)
+
+
+def test_ddim_is_deterministic_given_the_first_latent():
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = Ddim(num_steps=2).init(jnp.ones((2, 3)), jnp.float32(1))
+    t, s = jnp.float32(0.8), jnp.float32(0.4)
+    first, second = (
+        Ddim(num_steps=2).step(PROCESS, denoiser(PROCESS), state, t, s, k)
+        for k in (keys, keys[::-1])
+    )
+    np.testing.assert_array_equal(first.z, second.z)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_steps_are_refused(name):
+    with pytest.raises(ValueError, match="config.sampler.num_steps: .*got 0"):
+        build(name, 0)
+
+
+@pytest.mark.parametrize("exponent", [-0.1, 1.1])
+def test_a_noise_exponent_outside_its_range_is_refused(exponent):
+    with pytest.raises(ValueError, match="noise_exponent"):
+        Ancestral(num_steps=1, noise_exponent=exponent)

@@ -1,0 +1,234 @@
+"""Claims about every registered schedule, and the numbers of the cosine family."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusionlab import registry, schedules
+from diffusionlab.schedules import times
+from diffusionlab.schedules.cosine import Cosine, InterpolatedCosine, ShiftedCosine
+from diffusionlab.schedules.edm import Edm
+from diffusionlab.schedules.flow import Flow
+from diffusionlab.schedules.linear_beta import LinearBeta
+from diffusionlab.schedules.linear_logsnr import LinearLogsnr
+
+ARGUMENTS = {
+    "shifted_cosine": {"resolution": 64, "reference": 32},
+    "interpolated_cosine": {"resolution": 64, "low": 16, "high": 64},
+}
+NAMES = list(schedules.REGISTRY["schedule"])
+T = jnp.linspace(0.0, 1.0, 4097)
+ENDS = jnp.array([0.0, 1.0])
+
+
+@pytest.fixture(params=NAMES)
+def schedule(request):
+    block = {"name": request.param, **ARGUMENTS.get(request.param, {})}
+    return registry.build("schedule", block, "config.schedule")
+
+
+def test_logsnr_is_strictly_decreasing_and_its_derivative_negative(schedule):
+    assert np.all(np.diff(schedule.logsnr(T)) < 0)
+    assert np.all(schedule.derivative(T) < 0)
+
+
+def test_derivative_is_the_automatic_one(schedule):
+    logsnr, tangent = jax.jvp(schedule.logsnr, (T,), (jnp.ones_like(T),))
+    # Two float32 formulas of about five operations each.
+    np.testing.assert_allclose(schedule.derivative(T), tangent, rtol=2e-6)
+
+
+def test_inverse_is_a_round_trip_under_jit(schedule):
+    t = jax.jit(lambda t: schedule.inverse(schedule.logsnr(t)))(T)
+    # logsnr is rounded at 15 * 6e-8, and divided by a slope of 5 or more; t at 6e-8.
+    np.testing.assert_allclose(t, T, rtol=0, atol=4e-7)
+
+
+def test_inverse_stays_in_the_unit_interval(schedule):
+    t = schedule.inverse(jnp.array([60.0, -60.0]))
+    np.testing.assert_allclose(t, ENDS, atol=1e-7)
+
+
+def test_ends_are_finite_and_their_scales_agree_with_logsnr(schedule):
+    alpha, sigma = schedule.alpha_sigma(T)
+    logsnr = schedule.logsnr(T)
+    assert np.all(np.isfinite(logsnr))
+    assert np.all(np.isfinite(schedule.derivative(ENDS)))
+    assert np.all(np.asarray(alpha) > 0) and np.all(np.asarray(sigma) > 0)
+    np.testing.assert_allclose(2 * jnp.log(alpha / sigma), logsnr, rtol=0, atol=4e-6)
+
+
+def test_bfloat16_times_are_computed_in_float32(schedule):
+    t = T.astype(jnp.bfloat16)
+    for function in (schedule.logsnr, schedule.derivative):
+        assert function(t).dtype == jnp.float32
+        np.testing.assert_array_equal(function(t), function(t.astype(jnp.float32)))
+    assert schedule.alpha_sigma(t)[0].dtype == jnp.float32
+
+
+def test_scales_preserve_variance_except_for_flow(schedule):
+    alpha, sigma = schedule.alpha_sigma(T)
+    total = alpha + sigma if isinstance(schedule, Flow) else alpha**2 + sigma**2
+    np.testing.assert_allclose(total, 1.0, atol=4e-7)
+
+
+def test_times_per_frame_keep_their_shape(schedule):
+    t = jnp.full((2, 3), 0.3)
+    assert schedule.logsnr(t).shape == schedule.inverse(t).shape == (2, 3)
+    assert schedule.derivative(t).shape == schedule.alpha_sigma(t)[1].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ends"),
+    [
+        (Cosine(), (15.0, -15.0)),
+        (Cosine(logsnr_min=-40.0, logsnr_max=30.0), (30.0, -40.0)),
+        (LinearLogsnr(), (15.0, -15.0)),
+        (Flow(), (20.0, -20.0)),
+        (Edm(), (-2 * math.log(0.002), -2 * math.log(80))),
+        (
+            LinearBeta(),
+            (-math.log(math.expm1(1e-4 + 9.95e-6)), -math.log(math.expm1(10.05))),
+        ),
+        (
+            ShiftedCosine(resolution=256, reference=32),
+            (15 - 4.158883083, -15 - 4.158883083),
+        ),
+        (ShiftedCosine(resolution=256, reference=32, keep_range=True), (15.0, -15.0)),
+        (
+            InterpolatedCosine(resolution=512, low=32, high=256),
+            (15 + 2 * math.log(256 / 512), -15 + 2 * math.log(32 / 512)),
+        ),
+        (
+            InterpolatedCosine(resolution=512, low=32, high=256, noisy_end="high"),
+            (15 + 2 * math.log(32 / 512), -15 + 2 * math.log(256 / 512)),
+        ),
+    ],
+)
+def test_ends_have_the_values_asked_for(schedule, ends):
+    np.testing.assert_allclose(schedule.logsnr(ENDS), ends, rtol=2e-7, atol=1e-6)
+
+
+def test_cosine_is_zero_in_the_middle_and_has_the_published_slope():
+    t = np.linspace(0.05, 0.95, 19)
+    span = math.atan(math.exp(7.5)) - math.atan(math.exp(-7.5))
+    theta = math.atan(math.exp(-7.5)) + t * span
+    assert abs(float(Cosine().logsnr(0.5))) < 1e-6
+    np.testing.assert_allclose(
+        Cosine().derivative(t), -4 * span / np.sin(2 * theta), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("resolution", "reference", "shift"),
+    [
+        (128, 32, -2.7726),
+        (256, 64, -2.7726),
+        (512, 32, -5.5452),
+        (512, 256, -1.3863),
+        (128, 256, 1.3863),
+        (256, 32, -4.1589),
+    ],
+)
+def test_shift_is_the_published_table(resolution, reference, shift):
+    schedule = ShiftedCosine(resolution=resolution, reference=reference)
+    assert schedule.shift == pytest.approx(shift, abs=5e-5)
+    np.testing.assert_allclose(
+        schedule.logsnr(T), Cosine().logsnr(T) + shift, atol=5.2e-5
+    )
+
+
+def test_shift_to_the_own_resolution_is_the_identity():
+    schedule = ShiftedCosine(resolution=64, reference=64)
+    np.testing.assert_array_equal(schedule.logsnr(T), Cosine().logsnr(T))
+
+
+@pytest.mark.parametrize("noisy_end", ["low", "high"])
+def test_interpolation_between_equal_shifts_is_that_shift(noisy_end):
+    both = InterpolatedCosine(resolution=512, low=64, high=64, noisy_end=noisy_end)
+    np.testing.assert_array_equal(
+        both.logsnr(T), ShiftedCosine(resolution=512, reference=64).logsnr(T)
+    )
+
+
+def test_interpolation_must_be_monotone():
+    at_23 = InterpolatedCosine(resolution=512, low=1, high=23, noisy_end="high")
+    assert at_23.max_slope == pytest.approx(-0.0078, abs=5e-5)
+    assert float(at_23.derivative(0.5)) == pytest.approx(at_23.max_slope, abs=2e-6)
+    with pytest.raises(ValueError, match=r"noisy_end.*0\.0773"):
+        InterpolatedCosine(resolution=512, low=1, high=24, noisy_end="high")
+    InterpolatedCosine(resolution=512, low=1, high=24)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_pooling_multiplies_the_snr_by_the_square_of_the_factor(factor):
+    # What is constant in each window survives pooling; the noise shrinks by the factor.
+    side, pooled = 512, 512 // factor
+    schedule = ShiftedCosine(resolution=side, reference=pooled)
+    alpha, sigma = schedule.alpha_sigma(0.4)
+    key_x, key_eps = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(key_x, (pooled, pooled))
+    x = jnp.repeat(jnp.repeat(x, factor, 0), factor, 1)
+    eps = jax.random.normal(key_eps, (side, side))
+
+    def power(q):
+        q = q.reshape(pooled, factor, pooled, factor).mean((1, 3))
+        return float((q**2).mean())
+
+    snr = power(alpha * x) / power(sigma * eps)
+    # Five standard errors of a ratio of two variances over pooled² values.
+    tolerance = 5 * 2 / pooled
+    assert snr == pytest.approx(math.exp(Cosine().logsnr(0.4)), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Cosine(logsnr_min=1.0, logsnr_max=1.0),
+        lambda: LinearLogsnr(logsnr_min=2.0, logsnr_max=1.0),
+        lambda: Flow(logsnr_min=2.0, logsnr_max=1.0),
+        lambda: ShiftedCosine(resolution=0, reference=1),
+        lambda: InterpolatedCosine(resolution=8, low=4, high=8, noisy_end="left"),
+        lambda: LinearBeta(beta_min=3.0, beta_max=2.0),
+        lambda: LinearBeta(time_min=0.0),
+        lambda: Edm(sigma_min=0.0),
+        lambda: Edm(rho=0.0),
+        lambda: times.LogitNormal(std=0.0),
+    ],
+)
+def test_impossible_constants_are_refused(build):
+    with pytest.raises(ValueError, match="^[a-z_]+: "):
+        build()
+
+
+@pytest.mark.parametrize("name", list(schedules.REGISTRY["times"]))
+@pytest.mark.parametrize("stratified", [True, False])
+def test_times_are_in_the_unit_interval(name, stratified):
+    law = registry.build("times", {"name": name, "stratified": stratified}, "config")
+    t, weight = law.sample(jax.random.key(1), 4096)
+    assert t.shape == weight.shape == (4096,) and t.dtype == weight.dtype == jnp.float32
+    assert float(t.min()) >= 0 and float(t.max()) <= 1
+    np.testing.assert_array_equal(weight, 1.0)
+
+
+def test_stratified_times_have_one_value_per_stratum():
+    t, _ = times.Uniform().sample(jax.random.key(2), 64)
+    np.testing.assert_array_equal(np.sort(np.floor(np.sort(t) * 64)), np.arange(64))
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.8])
+def test_logit_normal_has_its_moments_and_can_be_weighted_back(mean):
+    law = times.LogitNormal(mean=mean, std=1.3, as_uniform=True)
+    t, weight = law.sample(jax.random.key(3), 1 << 16)
+    logit = jnp.log(t) - jnp.log1p(-t)
+    assert float(logit.mean()) == pytest.approx(mean, abs=2e-3)
+    assert float(logit.std()) == pytest.approx(1.3, rel=2e-3)
+    # The first and the last of 2^16 strata hold a quantile of 4.17 standard deviations;
+    # one draw stands for the uniform times beyond it, all of which may be missed.
+    missed = sum(1 / (1 + math.exp(4.17 * 1.3 + sign * mean)) for sign in (-1, 1))
+    for power in (0, 1, 2):
+        moment = float((weight * t**power).mean())
+        assert moment == pytest.approx(1 / (power + 1), abs=missed)
