@@ -16,8 +16,48 @@ def get_config() -> ml_collections.ConfigDict:
     """Blocks that are the same for most runs; a config sets the others."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.process = dict(name="gaussian", prediction="v", schedule=dict(name="cosine"))
+    config.objective = dict(
+        name="denoising",
+        weighting=dict(name="eps"),
+        times=dict(name="uniform"),
+        label_dropout=0.1,
+    )
     config.ema = dict(main=dict(name="exponential", decay=0.999))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.precision = dict(compute="float32")
-    config.guidance = dict(classifier_free=dict(guidance_scale=1.0))
+    config.guidance = dict(classifier_free=dict(guidance_scale=1.0), clip_x=dict())
+    config.evals = dict(held_out=dict(name="denoising_loss"))
     return config
+
+
+def steps_of_epochs(epochs: float, num_examples: int, batch_size: int) -> int:
+    """Returns how many steps see every example `epochs` times."""
+    return round(epochs * num_examples / batch_size)
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+    """Makes a run of seconds out of a config: the same objects in toy sizes, 10 steps.
+
+    The caller replaces data that may not be there and makes the network small.
+    """
+    config.data.batch_size = 16
+    config.train.num_steps = 10
+    for block in config.optim.values():
+        rate = block.learning_rate
+        for key, value in (("warmup_steps", 2), ("decay_steps", 10)):
+            if key in rate:
+                rate[key] = value
+    config.sampler.num_steps = 4
+    toy = {
+        "denoising_loss": dict(num_batches=2, batch_size=16),
+        "samples": dict(num_samples=40, num_real=200),
+        "mixture": dict(num_samples=40),
+    }
+    for block in config.evals.values():
+        block.update(toy[block.name])
+    config.checkpoint.every = 5
+    config.checkpoint.keep_every = 0
+    config.logging.every = 2
+    config.logging.samples_every = 5
+    config.logging.num_samples = 20

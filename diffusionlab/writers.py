@@ -62,8 +62,8 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     Raises:
       ValueError: another line is damaged; names it.
     """
-    path = pathlib.Path(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -84,7 +84,7 @@ class MetricsFile:
         self._file = self._path.open("a", encoding="utf-8")
 
     def truncate_after(self, step: int) -> None:
-        """Drops a torn end, and rows of later steps: a resumed run writes these anew."""
+        """Drops a torn end, and rows of later steps, which will be written anew."""
         self._file.close()
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
@@ -161,7 +161,7 @@ class WandB:
       config: shown with the run.
 
     Raises:
-      ModuleNotFoundError: wandb is not installed; says how to install it.
+      ModuleNotFoundError: wandb is not installed.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class WandB:
 class Writers:
     """Several writers behind one background thread; with none, does nothing.
 
-    An error of the thread is raised by the next call. Only `flush` and `close` wait.
+    An error of the thread is raised by the next call. `flush` and `close` wait.
     """
 
     def __init__(self, writers: Sequence[Writer] = ()):
@@ -283,10 +283,8 @@ def open_writers(
     Args:
       workdir: the run directory.
       step: finished steps; what was written for later ones is dropped.
-      process_index: of this process.
       tensorboard: also write `tensorboard/`.
-      wandb: project at Weights & Biases; '' is off.
-      config: shown with the W&B run.
+      wandb: project at Weights & Biases, where `config` is shown; '' is off.
     """
     if process_index:
         return Writers()

@@ -58,10 +58,13 @@ def test_scale_one_and_an_empty_interval_are_the_same_function(off):
     assert off(mixture, PROCESS, SPEC) is mixture
 
 
-def test_an_interval_that_is_never_met_is_bitwise_conditional():
+def test_an_interval_that_is_never_met_is_conditional():
     _, cond = example()
     never = ClassifierFree(guidance_scale=3.0, logsnr_min=50.0, logsnr_max=60.0)
-    np.testing.assert_array_equal(sample([never], cond), sample([], cond))
+    # Two compiled programs, which may round differently.
+    np.testing.assert_allclose(
+        sample([never], cond), sample([], cond), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_full_interval_is_ordinary_guidance():
@@ -170,10 +173,15 @@ def test_clipped_x_and_eps_still_explain_the_noisy_data(t):
 
 
 def test_transforms_apply_one_after_the_other():
-    _, cond = example()
-    x = sample([ClassifierFree(guidance_scale=5.0), ClipX()], cond)
-    assert np.abs(x).max() <= 1.0
-    assert np.abs(sample([ClipX(), ClassifierFree(guidance_scale=5.0)], cond)).max() > 1
+    z_t, cond = example()
+    transforms = [ClassifierFree(guidance_scale=5.0), ClipX()]
+
+    def largest(transforms):
+        guided = guidance.compose(transforms, mixture, PROCESS, SPEC)
+        return np.abs(guided(z_t, jnp.float32(0.5), cond).x).max()
+
+    assert largest(transforms) == 1.0
+    assert largest(transforms[::-1]) > 1.5
 
 
 def test_an_empty_range_is_refused():

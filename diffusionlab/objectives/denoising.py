@@ -96,7 +96,8 @@ def loss_by_logsnr(loss: Array, logsnr: Array) -> tuple[Array, Array]:
     """
     low, high = BIN_RANGE
     place = jnp.floor((logsnr - low) / (high - low) * NUM_BINS)
-    one_hot = jax.nn.one_hot(jnp.clip(place, 0, NUM_BINS - 1), NUM_BINS)
+    bins = jnp.clip(place, 0, NUM_BINS - 1).astype(jnp.int32)
+    one_hot = jax.nn.one_hot(bins, NUM_BINS)
     return loss @ one_hot, one_hot.sum(0)
 
 
@@ -221,5 +222,5 @@ class Denoising:
         if not self.spec.num_classes:
             return {}
         label = batch["label"]
-        drop = jax.random.bernoulli(key, self.label_dropout, label.shape)
+        drop = jax.random.bernoulli(key, float(self.label_dropout), label.shape)
         return {"label": jnp.where(drop, self.spec.num_classes, label)}

@@ -76,7 +76,8 @@ class LogitNormal:
         """Returns t `[B]` in (0, 1) and weights `[B]`; both float32."""
         # The quantiles 0 and 1 are infinite; 2^-24 is the half-step of float32 at 1.
         quantile = _quantiles(key, batch_size, self.stratified)
-        normal = jax.scipy.special.ndtri(jnp.clip(quantile, 2.0**-24, 1.0 - 2.0**-24))
+        quantile = jnp.clip(quantile, 2.0**-24, 1.0 - 2.0**-24)
+        normal = math.sqrt(2.0) * jax.lax.erf_inv(2.0 * quantile - 1.0)
         logit = self.mean + self.std * normal
         t = jax.nn.sigmoid(logit)
         if not self.as_uniform:

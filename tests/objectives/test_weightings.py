@@ -1,5 +1,6 @@
 """Weightings against closed forms; expectations are quadratures, not random."""
 
+import functools
 import math
 
 import jax
@@ -19,7 +20,8 @@ from diffusionlab.types import lift
 BIASES = {"sigmoid": {"bias": -2.0}, "sigmoid_uniform": {"bias": -2.0}}
 
 
-def legendre(num_nodes=400):
+@functools.cache
+def legendre(num_nodes=200):
     """Nodes and weights on [0, 1], dense at the ends, where the cosine is steep."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     return jnp.array((nodes + 1) / 2, jnp.float32), weights / 2

@@ -1,0 +1,45 @@
+"""Gaussian mixtures, whose optimal denoiser is known in closed form.
+
+The evaluator compares the network with the exact answer at every noise level.
+
+  diffusionlab --config=configs/mixture/denoising.py --workdir=runs/mixture
+  diffusionlab --config=configs/mixture/denoising.py:64d --workdir=runs/mixture64
+
+On two CPU cores: 2-D (variant '') QQQ; 64-D (variant '64d') QQQ.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    common.check_variant(variant, ("", "64d", "smoke"))
+    config = common.get_config()
+    config.data = dict(
+        source=dict(name="mixture", dimension=2, num_components=8, std=0.1),
+        batch_size=256,
+    )
+    config.networks = dict(denoiser=dict(name="mlp", width=128, num_layers=3))
+    config.optim = dict(
+        denoiser=dict(
+            name="adam",
+            learning_rate=dict(
+                name="cosine", value=2e-3, warmup_steps=100, decay_steps=3000
+            ),
+        )
+    )
+    config.train = dict(num_steps=3000)
+    config.sampler = dict(name="ddim", num_steps=64)
+    # The data have no range to clip to.
+    config.guidance = dict(classifier_free=dict(guidance_scale=1.0))
+    config.evals.mixture = dict(name="mixture")
+    config.checkpoint = dict(every=1000)
+    config.logging = dict(every=100, samples_every=1000, num_samples=1000)
+    if variant == "64d":
+        config.data.source.update(dimension=64, radius=8.0, std=0.5)
+        config.networks.denoiser.width = 256
+    if variant == "smoke":
+        common.shrink(config)
+        config.networks.denoiser.update(width=16, num_layers=1)
+    return config
