@@ -252,9 +252,7 @@ def conflicts(old: Mapping, new: Mapping) -> list[str]:
     return [
         line
         for line in differences(old, new)
-        if not any(
-            line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE
-        )
+        if not any(line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE)
     ]
 
 

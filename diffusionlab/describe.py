@@ -28,9 +28,7 @@ def describe(config: Mapping[str, Any]) -> str:
         places = state_lib.placements(experiment, mesh)
         params = steps.state.params
         lines = [config_lib.to_text(config), ""]
-        lines.append(
-            sharding.table({r: (params[r], places[r]) for r in params}, mesh)
-        )
+        lines.append(sharding.table({r: (params[r], places[r]) for r in params}, mesh))
         for role, tree in params.items():
             count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(tree))
             lines.append(f"parameters of {role}: {count:,}")

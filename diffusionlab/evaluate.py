@@ -15,8 +15,6 @@ from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult
 
-BATCH_SIZE = 256
-
 
 class Evaluation:
     """Compiled functions of one experiment, shared by its evaluators.
@@ -52,29 +50,26 @@ class Evaluation:
             found |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
         return found
 
+    def draw_examples(self, params, num: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `num` samples of the run's own seed, and their labels."""
+        indices = np.arange(num)
+        labels = inference.labels_in_turn(self._experiment, indices)
+        size = self._experiment.logging.num_samples
+        seed = self._experiment.seed
+        x = inference.draw_many(
+            self._draw, self._mesh, params, seed, indices, labels, size
+        )
+        return x, labels
+
     def _context(self, params, step) -> EvalContext:
         experiment = self._experiment
-
-        def draw(num_samples):
-            indices = np.arange(num_samples)
-            labels = inference.labels_in_turn(experiment, indices)
-            x = inference.draw_many(
-                self._draw,
-                self._mesh,
-                params,
-                experiment.seed,
-                indices,
-                labels,
-                BATCH_SIZE,
-            )
-            return x, labels
 
         return EvalContext(
             step=step,
             spec=experiment.spec,
             train=experiment.train_source,
             test=experiment.test_source,
-            draw=draw,
+            draw=lambda num: self.draw_examples(params, num),
             loss=lambda batch, index: jax.device_get(self._loss(params, batch, index)),
             predict=lambda z, t, label=None: self._predict(params, z, t, label),
             process=experiment.process,
@@ -101,7 +96,9 @@ class Evaluation:
 def table(numbers: Mapping[str, float]) -> str:
     """Lines 'name  value', aligned."""
     width = max((len(name) for name in numbers), default=0)
-    return "\n".join(f"  {name:<{width}}  {value:.4g}" for name, value in numbers.items())
+    return "\n".join(
+        f"  {name:<{width}}  {value:.4g}" for name, value in numbers.items()
+    )
 
 
 def evaluate(

@@ -159,4 +159,6 @@ def _check(experiment: Experiment) -> None:
             f"config.train.micro_batches: {micro} does not divide "
             f"config.data.batch_size ({batch})."
         )
-    guidance.compose(experiment.guide, lambda *_: None, experiment.process, experiment.spec)
+    guidance.compose(
+        experiment.guide, lambda *_: None, experiment.process, experiment.spec
+    )

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from diffusionlab import evaluate, inference, multihost, pictures, report, workdir
 from diffusionlab import writers as writers_lib
@@ -34,10 +33,9 @@ class Hooks:
     """
 
     def __init__(self, experiment, mesh, folder, writers, say):
-        self._experiment, self._mesh, self._folder = experiment, mesh, folder
+        self._experiment, self._folder = experiment, folder
         self._writers, self._say = writers, say
         self._ema = inference.default_ema(experiment)
-        self._draw = inference.make_draw(experiment, mesh)
         self._evaluation = evaluate.Evaluation(experiment, mesh, folder)
         self._profiling = False
 
@@ -75,17 +73,8 @@ class Hooks:
         return inference.of_state(self._experiment, state, self._ema)
 
     def _picture(self, step: int, state: TrainState) -> None:
-        indices = np.arange(self._experiment.logging.num_samples)
-        labels = inference.labels_in_turn(self._experiment, indices)
-        x = inference.draw_many(
-            self._draw,
-            self._mesh,
-            self._params(state),
-            self._experiment.seed,
-            indices,
-            labels,
-            evaluate.BATCH_SIZE,
-        )
+        num = self._experiment.logging.num_samples
+        x, labels = self._evaluation.draw_examples(self._params(state), num)
         if multihost.is_main():
             known = labels if self._experiment.spec.num_classes else None
             picture = pictures.of_examples(x, known)
@@ -128,5 +117,7 @@ def _made(folder: pathlib.Path, written: pathlib.Path) -> str:
     lines = [f"done; look at {written}"]
     lines += [f"  {path}" for path in sorted((folder / "evals").glob("*.png"))]
     lines += [f"  {path}" for path in sorted((folder / "samples").glob("*.png"))[-1:]]
-    lines += [f"  {folder / name}" for name in ("metrics.jsonl", "evals", "checkpoints")]
+    lines += [
+        f"  {folder / name}" for name in ("metrics.jsonl", "evals", "checkpoints")
+    ]
     return "\n".join(lines)

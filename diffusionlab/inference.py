@@ -47,9 +47,7 @@ def check_ema(experiment: Experiment, name: str) -> None:
     )
 
 
-def of_state(
-    experiment: Experiment, state: TrainState, name: str
-) -> dict[str, Params]:
+def of_state(experiment: Experiment, state: TrainState, name: str) -> dict[str, Params]:
     """Returns the parameters that samples come from, by role, out of a train state."""
     source = state.params if name == RAW else {**state.params, **state.ema[name]}
     return {role: source[role] for role in experiment.objective.samples_from}

@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from diffusionlab import config as config_lib
-from diffusionlab import registry, workdir
+from diffusionlab import registry, workdir  # progress notes the start
 
 MODES = {
     "train": "train, or go on with a run (default)",

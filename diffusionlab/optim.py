@@ -106,9 +106,10 @@ def _optimizer_function(name: str, path: str) -> Callable:
         return registry.load(name)
     for module in (optax, optax.contrib):
         found = getattr(module, name, None)
-        if inspect.isfunction(found) and "learning_rate" in inspect.signature(
-            found
-        ).parameters:
+        if (
+            inspect.isfunction(found)
+            and "learning_rate" in inspect.signature(found).parameters
+        ):
             return found
     known = [
         n

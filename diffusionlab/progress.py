@@ -12,6 +12,9 @@ from __future__ import annotations
 import sys
 import time
 
+STARTED = time.monotonic()
+"""When this program started, to within the import of a few small modules."""
+
 
 def duration(seconds: float) -> str:
     """'1:02:03', '2:03' or '4 s'."""

@@ -189,7 +189,9 @@ def load(where: str) -> Any:
     try:
         return getattr(module, object_name)
     except AttributeError:
-        raise ValueError(f"'{where}': '{module_name}' has no '{object_name}'.") from None
+        raise ValueError(
+            f"'{where}': '{module_name}' has no '{object_name}'."
+        ) from None
 
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}

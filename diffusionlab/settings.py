@@ -151,7 +151,7 @@ class Logging:
     Attributes:
       every: steps between rows of metrics.jsonl.
       samples_every: steps between sample grids; 0 is never.
-      num_samples: images of such a grid.
+      num_samples: images of such a grid; evaluators draw in batches of this size too.
       tensorboard: write TensorBoard events.
       wandb: write to Weights & Biases, project of this name; '' is off.
       profile_from, profile_steps: a window of steps for the profiler; 0 steps is off.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -30,11 +31,13 @@ class TrainState:
     ema: dict[str, dict[str, Params]]
 
 
+@functools.cache
 def abstract_params(experiment: Experiment) -> dict[str, Any]:
     """Returns the shapes of the parameters by role."""
     return jax.eval_shape(lambda: _init_params(experiment))
 
 
+@functools.cache
 def optimizers(experiment: Experiment) -> dict[str, Any]:
     """Returns the optax transformation of each role."""
     shapes = abstract_params(experiment)
@@ -79,6 +82,12 @@ def create(experiment: Experiment) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema)
 
 
+@functools.cache
+def _shapes(experiment: Experiment) -> TrainState:
+    """Shapes of the state. Tracing takes a while, and several places ask for them."""
+    return jax.eval_shape(lambda: create(experiment))
+
+
 def placements(experiment: Experiment, mesh) -> dict[str, Any]:
     """Returns where each parameter of each role lies."""
     shapes = abstract_params(experiment)
@@ -95,7 +104,7 @@ def placements(experiment: Experiment, mesh) -> dict[str, Any]:
 
 def shardings(experiment: Experiment, mesh) -> TrainState:
     """Returns the sharding of every array of the state."""
-    shapes = jax.eval_shape(lambda: create(experiment))
+    shapes = _shapes(experiment)
     places = placements(experiment, mesh)
 
     def follow(role, tree):
@@ -116,7 +125,7 @@ def abstract(experiment: Experiment, mesh) -> TrainState:
     """Returns shapes, dtypes and shardings of the state: what a restore fills."""
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-        jax.eval_shape(lambda: create(experiment)),
+        _shapes(experiment),
         shardings(experiment, mesh),
     )
 

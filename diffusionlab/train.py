@@ -307,6 +307,8 @@ class Loop:
             self.clock.waited(time.perf_counter() - waiting_since)
             batch = self._global(local)
             self.state = self.steps(step, self.state, self.gathered, batch)
+            if step == self.start:
+                self._say_first_step()
             if (step + 1) % self.experiment.logging.every == 0 or step + 1 == last:
                 self._log(step + 1)
         self._save(last, hooks_done=True)
@@ -314,6 +316,12 @@ class Loop:
         self.preemption.nothing_to_save()
         self.hooks.finish(last, self.state)
         return DONE
+
+    def _say_first_step(self) -> None:
+        jax.block_until_ready(self.state.step)
+        seconds = time.monotonic() - progress.STARTED
+        self.say(f"first step done {seconds:.1f} s after the start of the program")
+        self.clock.stretch(self.start)
 
     def _due(self, step: int) -> None:
         """Hooks before the save: a checkpoint then stands for all rows up to it."""
@@ -334,7 +342,9 @@ class Loop:
     def _clock(self, last: int) -> progress.Clock:
         work = step_flops(self.experiment, self.steps)
         devices = jax.device_count()
-        rates = {"mfu": machine.matrix_rate(self.experiment.precision.compute) * devices}
+        rates = {
+            "mfu": machine.matrix_rate(self.experiment.precision.compute) * devices
+        }
         if sheet := machine.datasheet_rate():
             rates["mfu_datasheet"] = sheet * devices
         self.steps.compile()

@@ -130,9 +130,7 @@ def _count(opt_state) -> Array:
     return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
 
 
-def accumulate(
-    accumulator: Accumulator, metrics: Metrics, step: Array
-) -> Accumulator:
+def accumulate(accumulator: Accumulator, metrics: Metrics, step: Array) -> Accumulator:
     """Adds a step's metrics, and notes the first step at which one is not finite."""
     sums = jax.tree.map(jnp.add, accumulator["sums"], metrics)
     nonfinite = {
@@ -154,9 +152,7 @@ def abstract_accumulator(
     Args:
       state, batch: shapes.
     """
-    _, metrics = jax.eval_shape(
-        make_gradients(experiment, phase_name), state, batch
-    )
+    _, metrics = jax.eval_shape(make_gradients(experiment, phase_name), state, batch)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     for role in experiment.objective.phases[phase_name].trains:
         metrics[f"grad_norm/{role}"] = (scalar, scalar)

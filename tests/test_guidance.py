@@ -131,7 +131,7 @@ def test_a_time_per_example_is_each_example_at_its_time():
     z_t, cond = example()
     t = jnp.array([0.1, 0.3, 0.45, 0.55, 0.7, 0.9])
     transform = ClassifierFree(guidance_scale=2.0, logsnr_min=-2.3, logsnr_max=1.1)
-    guided = transform(mixture, PROCESS, SPEC)
+    guided = jax.jit(transform(mixture, PROCESS, SPEC))
     together = guided(z_t, t, cond)
     for i in range(6):
         one = {"label": cond["label"][i : i + 1]}

@@ -1,0 +1,42 @@
+"""Installs diffusionlab: `pip install -e .`, for tests `pip install -e '.[test]'`."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    """Returns the lines of requirements.txt without comments."""
+    lines = (HERE / "requirements.txt").read_text().splitlines()
+    stripped = (line.partition("#")[0].strip() for line in lines)
+    return [line for line in stripped if line]
+
+
+setuptools.setup(
+    name="diffusionlab",
+    version="0.1.0",
+    description="Diffusion models in JAX: train, sample, evaluate and distil",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(
+        include=["diffusionlab*", "configs*", "launch*"]
+    ),
+    package_data={"diffusionlab": ["assets/*"]},
+    install_requires=requirements(),
+    extras_require={
+        "gpu": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "tf": ["tensorflow"],
+        "wandb": ["wandb"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "tensorboard>=2.18",
+            "wandb>=0.19",
+        ],
+    },
+    entry_points={"console_scripts": ["diffusionlab=diffusionlab.main:main"]},
+)
