@@ -20,9 +20,7 @@ setuptools.setup(
     description="Diffusion models in JAX: train, sample, evaluate and distil",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(
-        include=["diffusionlab*", "configs*", "launch*"]
-    ),
+    packages=setuptools.find_packages(include=["diffusionlab*", "configs*", "launch*"]),
     package_data={"diffusionlab": ["assets/*"]},
     install_requires=requirements(),
     extras_require={

@@ -1,4 +1,4 @@
-"""mode=eval: run evaluators on one checkpoint, or follow a run and evaluate each new one."""
+"""mode=eval: run evaluators on one checkpoint, or on each new one of a run."""
 
 from __future__ import annotations
 

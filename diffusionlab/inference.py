@@ -1,4 +1,4 @@
-"""From parameters to samples, predictions and losses: what sampling and evaluation share."""
+"""Parameters to samples, predictions, losses: what sampling and evaluation share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_ema(experiment: Experiment, name: str) -> None:
         if any(isinstance(e, ema.Power) for e in experiment.ema.values()):
             return
         raise ValueError(
-            f"--ema={name}: reconstruction needs averages of kind 'power' in config.ema."
+            f"--ema={name}: reconstruction needs a 'power' average in config.ema."
         )
     raise ValueError(
         f"--ema: no average '{name}'; there are: {', '.join([*experiment.ema, RAW])}; "

@@ -109,12 +109,12 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> dict:
         config = config_lib.load(args.config)
     config_lib.override(config, overrides)
     resolved = config_lib.resolve(config)
-    if args.workdir and args.config and args.mode in ("sample", "eval"):
+    if args.mode in ("sample", "eval"):
         stored = workdir.read_config(args.workdir)
         if found := config_lib.conflicts(stored, resolved):
             raise workdir.WorkdirError(
-                f"--config: '{args.workdir}' is a run of another config; leave --config "
-                "out, the run knows its own: " + "; ".join(found)
+                f"--config: '{args.workdir}' is a run of another config; leave it out, "
+                "the run knows its own: " + "; ".join(found)
             )
     return resolved
 

@@ -54,7 +54,7 @@ def cosine(
 def linear(
     value: float, decay_steps: int, warmup_steps: int = 0, final_value: float = 0.0
 ) -> Callable:
-    """Linear warm-up to `value`, then a line to `final_value`; arguments as `cosine`."""
+    """Linear warm-up to `value`, then a line to `final_value`; see `cosine`."""
     _check_length(decay_steps, warmup_steps)
     body = optax.linear_schedule(value, final_value, decay_steps - warmup_steps)
     return _warm_up(body, warmup_steps, value)
@@ -74,7 +74,7 @@ def inverse_sqrt(value: float, warmup_steps: int) -> Callable:
 def _check_length(decay_steps: int, warmup_steps: int) -> None:
     if decay_steps <= warmup_steps:
         raise ValueError(
-            f"decay_steps: must exceed warmup_steps ({warmup_steps}), got {decay_steps}."
+            f"decay_steps: expected more than warmup_steps = {warmup_steps}, got {decay_steps}."
         )
 
 

@@ -100,7 +100,7 @@ class Mesh:
             size == 0 or size < -1 for size in sizes
         ):
             raise ValueError(
-                f"data, fsdp, tensor: sizes are positive and one may be -1, got {sizes}."
+                f"data, fsdp, tensor: positive sizes, of which one may be -1; got {sizes}."
             )
         for logical, axis in self.rules.items():
             if axis not in ("data", "fsdp", "tensor", None):

@@ -21,7 +21,7 @@ from diffusionlab.state import TrainState
 from diffusionlab.types import Array, Batch, Inputs, Metrics
 
 Accumulator = dict[str, dict[str, Any]]
-"""'sums': name -> (sum, count) since the last row; 'nonfinite': name -> first bad step."""
+"""'sums': name -> (sum, count) since the last row; 'nonfinite': name -> bad step."""
 
 NEVER = jnp.iinfo(jnp.int32).max
 

@@ -22,7 +22,7 @@ Metrics = dict[str, tuple[Array, Array]]
 
 
 def lift(q: Array, ndim: int) -> Array:
-    """Appends axes of size 1 to `q` until it has `ndim` axes: `[B]` -> `[B, 1, 1, 1]`."""
+    """Appends axes of size 1 up to `ndim`: `[B]` -> `[B, 1, 1, 1]`."""
     q = jnp.asarray(q)
     return q.reshape(q.shape + (1,) * (ndim - q.ndim))
 

@@ -56,8 +56,8 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], resume: str) -> None
         return
     if resume == "never":
         raise WorkdirError(
-            f"--workdir: '{workdir}' holds a run already, and --resume=never refuses to "
-            "continue it; give another directory."
+            f"--workdir: '{workdir}' holds a run, and --resume=never does not "
+            "continue one; give another directory."
         )
     found = config_lib.conflicts(read_config(workdir), config)
     if found:

@@ -12,7 +12,7 @@ from diffusionlab.types import Array, Cond, DataSpec
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 conv, twice; the second norm is modulated by the embedding."""
+    """GroupNorm, SiLU, 3x3 conv, twice; the embedding modulates the second norm."""
 
     channels: int
     dtype: str

@@ -99,7 +99,7 @@ def test_cosine_velocity_is_proportional_to_v():
     x, eps = example(T)
     v = Gaussian(schedule=schedule, prediction="v").target(x, eps, T)
     velocity = Gaussian(schedule=schedule, prediction="velocity").target(x, eps, T)
-    # dtheta/dt; sin'(theta) at the ends is the product 5676 * 5.5e-4.
+    # alpha = cos theta and sigma = sin theta, so both are the derivative in theta.
     np.testing.assert_allclose(velocity, schedule.span * v, rtol=1e-5, atol=1e-5)
 
 
