@@ -18,23 +18,25 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data = dict(source=dict(name="digits"), batch_size=128)
     config.networks = dict(
         denoiser=dict(
-            name="dit", patch_size=2, width=96, num_layers=4, num_heads=4, unroll=True
+            name="dit", patch_size=4, width=192, num_layers=4, num_heads=4, unroll=True
         )
     )
     config.optim = dict(
         denoiser=dict(
             name="adam",
             learning_rate=dict(
-                name="cosine", value=2e-3, warmup_steps=100, decay_steps=1500
+                name="cosine", value=2e-3, warmup_steps=100, decay_steps=1200
             ),
             options=dict(b2=0.99),
         )
     )
-    config.train = dict(num_steps=1500)
-    config.sampler = dict(name="ancestral", num_steps=64, noise_exponent=0.3)
+    config.train = dict(num_steps=1200)
+    config.sampler = dict(name="ddim", num_steps=64)
+    # Clipping x narrows the samples: recall 0.879 without it, 0.865 with it.
+    config.guidance = dict(classifier_free=dict(guidance_scale=1.0))
     config.evals.samples = dict(name="samples", num_samples=1500)
-    config.checkpoint = dict(every=500)
-    config.logging = dict(every=50, samples_every=500, num_samples=100)
+    config.checkpoint = dict(every=400)
+    config.logging = dict(every=50, samples_every=400, num_samples=100)
     if variant == "smoke":
         common.shrink(config)
         config.networks.denoiser.update(width=16, num_layers=1)
