@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,20 @@ import orbax.checkpoint as ocp
 from diffusionlab.settings import Checkpoint
 from diffusionlab.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What goes wrong is raised: these would tell it a hundred times over.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def _without_echoes(found, pass_on=sys.unraisablehook) -> None:
+    """Drops what the library's threads still print of an error that we raise."""
+    code = getattr(found.object, "cr_code", None)
+    of_library = code is not None and "orbax" in code.co_filename
+    if not of_library and str(found.exc_value) != "Event loop is closed":
+        pass_on(found)
+
+
+sys.unraisablehook = _without_echoes
 
 
 class CheckpointError(RuntimeError):
@@ -41,6 +55,7 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"{self.folder}: this run has no checkpoints yet; train it first."
             )
+        self._saving: int | None = None
         timeout = settings.barrier_timeout if settings else 600
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -48,6 +63,7 @@ class Checkpoints:
                 max_to_keep=settings.keep if settings else None,
                 keep_period=(settings.keep_every or None) if settings else None,
                 read_only=settings is None,
+                cleanup_tmp_directories=settings is not None,
                 async_options=ocp.AsyncOptions(timeout_secs=timeout),
             ),
         )
@@ -80,6 +96,9 @@ class Checkpoints:
             data=ocp.args.JsonSave(dict(data)),
             meta=ocp.args.JsonSave(dict(meta)),
         )
+        # The library would raise an error of the save before as one of this.
+        self.wait()
+        self._saving = step
         with self._writing(step):
             self._manager.save(step, args=items, force=True)
 
@@ -89,14 +108,14 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written.
         """
-        with self._writing("being saved"):
+        with self._writing(self._saving):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
         self._manager.close()
 
-    def _writing(self, step) -> _Wrapped:
+    def _writing(self, step: int | None) -> _Wrapped:
         return _Wrapped(
             f"{self.folder}: checkpoint {step} could not be written",
             "The checkpoints before it are whole: free space or mend the disk, and run "

@@ -137,7 +137,7 @@ def _set(block: ml_collections.ConfigDict, key: str, value: Any, path: str) -> N
         )
     if isinstance(old, str) and not isinstance(value, str) and value is not None:
         value = str(value)
-    if isinstance(old, float) and isinstance(value, int) and value is not True:
+    if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, tuple | list) and isinstance(value, tuple | list):
         value = type(old)(value)
@@ -207,6 +207,8 @@ def _named(kind: str, blocks: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Blocks whose key is the registered name: guidance and augmentations."""
     done = {}
     for name, block in blocks.items():
+        if not isinstance(block, Mapping):
+            raise TypeError(f"{path}.{name}: expected a block, got {block!r}.")
         checked = registry.check(kind, {"name": name, **block}, f"{path}.{name}")
         checked.pop("name")
         done[name] = checked

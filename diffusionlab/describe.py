@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
+from clu import parameter_overview
 
 from diffusionlab import config as config_lib
 from diffusionlab import experiment as experiment_lib
@@ -30,7 +30,7 @@ def describe(config: Mapping[str, Any]) -> str:
         lines = [config_lib.to_text(config), ""]
         lines.append(sharding.table({r: (params[r], places[r]) for r in params}, mesh))
         for role, tree in params.items():
-            count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(tree))
+            count = parameter_overview.count_parameters(tree)
             lines.append(f"parameters of {role}: {count:,}")
         work = train.step_flops(experiment, steps)
         lines.append(f"model FLOPs per step: {work:.4g}")

@@ -35,7 +35,7 @@ class Exponential:
             raise ValueError(f"decay: must be in [0, 1), got {self.decay}.")
 
     def rate(self, step: Array) -> Array:
-        """Weight of the old average at optimiser step `step` (the first is 1)."""
+        """Weight of the old average at update `step` of the role, from 1 on."""
         step = jnp.asarray(step, jnp.float32)
         if not self.warmup:
             return jnp.full_like(step, self.decay)
@@ -52,7 +52,7 @@ class Power:
         gamma_of(self.sigma_rel)
 
     def rate(self, step: Array) -> Array:
-        """Weight of the old average at optimiser step `step` (the first is 1)."""
+        """Weight of the old average at update `step` of the role, from 1 on."""
         step = jnp.asarray(step, jnp.float32)
         return (1 - 1 / step) ** (gamma_of(self.sigma_rel) + 1)
 

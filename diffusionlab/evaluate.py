@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from diffusionlab import inference, multihost, pictures, workdir
-from diffusionlab.checkpoint import Checkpoints
+from diffusionlab.checkpoint import CheckpointError, Checkpoints
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult
 
@@ -28,16 +28,20 @@ class Evaluation:
     def __init__(self, experiment: Experiment, mesh, folder: pathlib.Path):
         self._experiment, self._mesh, self._folder = experiment, mesh, folder
         self._draw = inference.make_draw(experiment, mesh)
-        self._loss = inference.make_loss(experiment)
-        self._predict = inference.make_plain_predict(experiment)
+        self._loss = inference.make_loss(experiment, mesh)
+        self._predict = inference.make_plain_predict(experiment, mesh)
 
-    def run(self, params: Mapping[str, Any], step: int, labels) -> dict[str, float]:
+    def run(
+        self, params: Mapping[str, Any], step: int, labels, variant: str = ""
+    ) -> dict[str, float]:
         """Runs the evaluators named by `labels` and writes evals/*.json.
 
         Args:
           params: by role.
           step: of the parameters.
           labels: names in `config.evals`.
+          variant: of the parameters, part of the file names, where they are not the
+            average that the run itself evaluates.
 
         Returns:
           'eval/<label>/<name>' -> number.
@@ -46,7 +50,7 @@ class Evaluation:
         for label in labels:
             result = self._experiment.evals[label](self._context(params, step))
             if multihost.is_main():
-                self._write(label, step, result)
+                self._write(f"{variant}{label}", step, result)
             found |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
         return found
 
@@ -128,10 +132,11 @@ def evaluate(
     inference.check_ema(experiment, ema)
     checkpoints = Checkpoints(folder)
     evaluation = Evaluation(experiment, mesh, folder)
+    variant = "" if ema == inference.default_ema(experiment) else f"ema-{ema}_"
 
     def one(chosen):
         params = inference.restore(experiment, checkpoints, chosen, ema, mesh)
-        numbers = evaluation.run(params, chosen, experiment.evals)
+        numbers = evaluation.run(params, chosen, experiment.evals, variant)
         if multihost.is_main():
             print(f"step {chosen}, ema {ema}:\n{table(numbers)}", flush=True)
 
@@ -143,7 +148,15 @@ def evaluate(
     while last not in done:
         new = [s for s in checkpoints.steps() if s not in done]
         for chosen in new:
-            one(chosen)
+            try:
+                one(chosen)
+            except CheckpointError:
+                if chosen in checkpoints.steps():
+                    raise
+                # The run keeps only so many, and went on while we evaluated others.
+                print(
+                    f"step {chosen}: its checkpoint was removed meanwhile", flush=True
+                )
             done.add(chosen)
         if not new:
             time.sleep(poll_seconds)

@@ -159,6 +159,22 @@ def _check(experiment: Experiment) -> None:
             f"config.train.micro_batches: {micro} does not divide "
             f"config.data.batch_size ({batch})."
         )
-    guidance.compose(
-        experiment.guide, lambda *_: None, experiment.process, experiment.spec
-    )
+    axes = [
+        a
+        for n in experiment.networks.values()
+        for _, axes in n.param_axes
+        for a in axes
+    ]
+    known = {*settings.LOGICAL_AXES, *filter(None, axes)}
+    for logical in experiment.mesh.rules:
+        if logical not in known:
+            raise ValueError(
+                f"config.mesh.rules.{logical}: unknown logical axis"
+                f"{registry.nearest(logical, known)} Known: {', '.join(sorted(known))}."
+            )
+    try:
+        guidance.compose(
+            experiment.guide, lambda *_: None, experiment.process, experiment.spec
+        )
+    except ValueError as error:
+        raise ValueError(f"config.guidance: {error}") from None

@@ -179,12 +179,14 @@ def draw_many(
     return np.concatenate(found)[: len(indices)]
 
 
-def make_loss(experiment: Experiment) -> Callable:
-    """Returns `loss(params, batch, index) -> Metrics`, jitted: the loss of phase 0."""
+def make_loss(experiment: Experiment, mesh) -> Callable:
+    """Returns `loss(params, batch, index) -> Metrics`, jitted: the loss of phase 0.
+
+    Every process gets the whole result.
+    """
     name = experiment.objective.phase(0)
     phase = experiment.objective.phases[name]
 
-    @jax.jit
     def loss(params, batch, index):
         inputs = Inputs(
             batch=batch,
@@ -195,18 +197,20 @@ def make_loss(experiment: Experiment) -> Callable:
         )
         return phase.loss(params, inputs)[1]
 
-    return loss
+    return jax.jit(loss, out_shardings=sharding.replicated(mesh))
 
 
-def make_plain_predict(experiment: Experiment) -> Callable[..., Prediction]:
-    """Returns `predict(params, z_t, t, label)`, jitted and without guidance."""
+def make_plain_predict(experiment: Experiment, mesh) -> Callable[..., Prediction]:
+    """Returns `predict(params, z_t, t, label)`, jitted and without guidance.
 
-    @jax.jit
+    Every process gets the whole result.
+    """
+
     def predict(params, z_t, t, label):
         cond = {} if label is None else {"label": label}
         return experiment.objective.predict(params, z_t, t, cond)
 
-    return predict
+    return jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
 
 def labels_in_turn(experiment: Experiment, indices, label: int | None = None):

@@ -228,11 +228,12 @@ def main() -> None:
 
 
 def _is_message(error: BaseException) -> bool:
-    """Whether an error was raised by us, about what we were given."""
+    """Whether an error was raised by us or a config, about what we were given."""
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
-    return trace.tb_frame.f_globals.get("__name__", "").startswith("diffusionlab")
+    raised_in = trace.tb_frame.f_globals.get("__name__", "")
+    return raised_in.startswith(("diffusionlab", "configs.", "_config_"))
 
 
 if __name__ == "__main__":

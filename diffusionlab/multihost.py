@@ -26,16 +26,19 @@ def initialize(
       process_id: which one this is.
       timeout: seconds to wait for the others.
     """
+    # JAX would abort without saying what it waited for, so ours is the shorter limit.
+    limit = {"initialization_timeout": timeout + 60}
     if coordinator == "auto":
-        jax.distributed.initialize(initialization_timeout=timeout)
+        with waiting("joining the processes of this cluster", timeout):
+            jax.distributed.initialize(**limit)
         return
-    with waiting(f"joining {num_processes} processes at {coordinator}", timeout + 30):
+    with waiting(f"joining {num_processes} processes at {coordinator}", timeout):
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=timeout,
             coordinator_bind_address=coordinator if process_id == 0 else None,
+            **limit,
         )
 
 
@@ -65,6 +68,12 @@ def waiting(what: str, seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def together(what: str, seconds: float) -> contextlib.AbstractContextManager:
+    """Returns `waiting` for what processes do together; alone, work has no limit."""
+    alone = jax.process_count() == 1
+    return contextlib.nullcontext() if alone else waiting(what, seconds)
 
 
 def is_main() -> bool:

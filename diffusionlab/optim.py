@@ -74,7 +74,7 @@ def inverse_sqrt(value: float, warmup_steps: int) -> Callable:
 def _check_length(decay_steps: int, warmup_steps: int) -> None:
     if decay_steps <= warmup_steps:
         raise ValueError(
-            f"decay_steps: expected more than warmup_steps = {warmup_steps}, got {decay_steps}."
+            f"decay_steps: must exceed warmup_steps {warmup_steps}, got {decay_steps}."
         )
 
 
@@ -104,22 +104,18 @@ def select(params: Params, patterns, where: str) -> Params:
 def _optimizer_function(name: str, path: str) -> Callable:
     if ":" in name:
         return registry.load(name)
-    for module in (optax, optax.contrib):
-        found = getattr(module, name, None)
-        if (
-            inspect.isfunction(found)
-            and "learning_rate" in inspect.signature(found).parameters
-        ):
-            return found
-    known = [
-        n
-        for module in (optax, optax.contrib)
-        for n, f in vars(module).items()
-        if inspect.isfunction(f) and "learning_rate" in inspect.signature(f).parameters
-    ]
+    known = {}
+    for module in (optax.contrib, optax):
+        for key, f in vars(module).items():
+            if key.startswith(("_", "scale_by_")) or not inspect.isfunction(f):
+                continue
+            if "learning_rate" in inspect.signature(f).parameters:
+                known[key] = f
+    if name in known:
+        return known[name]
     raise ValueError(
         f"{path}.name: optax has no optimiser '{name}'{registry.nearest(name, known)} "
-        f"Known: {', '.join(sorted(set(known)))}."
+        f"Known: {', '.join(sorted(known))}."
     )
 
 
@@ -167,7 +163,7 @@ def make(
     if settings.clip_norm:
         chain.append(optax.clip_by_global_norm(settings.clip_norm))
     chain.append(function(learning_rate(settings, path), **options))
-    for pattern, factor in settings.multipliers.items():
+    for pattern, factor in settings.multipliers:
         mask = select(params, (pattern,), f"{path}.multipliers")
         chain.append(optax.masked(optax.scale(factor), mask))
     return optax.chain(*chain)

@@ -104,10 +104,10 @@ def parameters(where: str) -> dict[str, Parameter]:
     """Returns the keywords that the class or function at 'module:object' accepts.
 
     Read from the module's source text. Where the object is not defined there (a
-    re-export), the module is imported instead.
+    re-export), the module is imported to learn where it is.
 
     Raises:
-      ValueError: there is no such module or object.
+      ValueError: there is no such module or object, or a default is no literal.
     """
     module_name, _, object_name = where.partition(":")
     try:
@@ -121,9 +121,9 @@ def parameters(where: str) -> dict[str, Parameter]:
         for node in tree.body:
             if getattr(node, "name", None) == object_name:
                 if isinstance(node, ast.ClassDef):
-                    return _class_parameters(node)
+                    return _class_parameters(node, where)
                 if isinstance(node, ast.FunctionDef):
-                    return _function_parameters(node)
+                    return _function_parameters(node, where)
     return _imported_parameters(where)
 
 
@@ -133,13 +133,11 @@ def _parse(origin: str) -> ast.Module:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a default: a literal, or the result of a field's default factory.
-
-    Raises:
-      ValueError: the default is another expression, which only importing could tell.
-    """
+    """The value of a default: a literal, or what a dataclass field makes of one."""
     if isinstance(node, ast.Call):
         for keyword in node.keywords:
+            if keyword.arg == "default":
+                return ast.literal_eval(keyword.value)
             if keyword.arg == "default_factory":
                 factory = keyword.value
                 if isinstance(factory, ast.Lambda):
@@ -148,32 +146,48 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _class_parameters(node: ast.ClassDef) -> dict[str, Parameter]:
+def _default(node: ast.expr, name: str, where: str) -> Any:
+    try:
+        return _literal(node)
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"'{where}': the default of '{name}' is no literal, so no config can "
+            "state it; write out its value."
+        ) from None
+
+
+def _class_parameters(node: ast.ClassDef, where: str) -> dict[str, Parameter]:
     found = {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            default = REQUIRED if item.value is None else _literal(item.value)
-            found[item.target.id] = Parameter(ast.unparse(item.annotation), default)
+            name, annotation = item.target.id, ast.unparse(item.annotation)
+            default = REQUIRED if not item.value else _default(item.value, name, where)
+            found[name] = Parameter(annotation, default)
     return found
 
 
-def _function_parameters(node: ast.FunctionDef) -> dict[str, Parameter]:
+def _function_parameters(node: ast.FunctionDef, where: str) -> dict[str, Parameter]:
     spec = node.args
     positional = spec.posonlyargs + spec.args
-    defaults = [REQUIRED] * (len(positional) - len(spec.defaults))
-    defaults += [_literal(d) for d in spec.defaults]
-    pairs = list(zip(positional, defaults, strict=True))
-    for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
-        pairs.append((arg, REQUIRED if default is None else _literal(default)))
+    defaults = [None] * (len(positional) - len(spec.defaults)) + spec.defaults
+    pairs = [*zip(positional, defaults, strict=True)]
+    pairs += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
     return {
-        arg.arg: Parameter(ast.unparse(arg.annotation) if arg.annotation else "", value)
-        for arg, value in pairs
+        arg.arg: Parameter(
+            ast.unparse(arg.annotation) if arg.annotation else "",
+            REQUIRED if default is None else _default(default, arg.arg, where),
+        )
+        for arg, default in pairs
     }
 
 
 def _imported_parameters(where: str) -> dict[str, Parameter]:
+    imported = load(where)
+    home = f"{imported.__module__}:{imported.__qualname__}"
+    if home != where and "." not in imported.__qualname__:
+        return parameters(home)
     found = {}
-    for name, parameter in inspect.signature(load(where)).parameters.items():
+    for name, parameter in inspect.signature(imported).parameters.items():
         default = parameter.default
         required = default is inspect.Parameter.empty
         found[name] = Parameter(
@@ -194,11 +208,33 @@ def load(where: str) -> Any:
         ) from None
 
 
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_TYPES = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": str,
+    "tuple": (list, tuple),
+    "list": (list, tuple),
+    "dict": Mapping,
+    "Mapping": Mapping,
+}
+
+
+def _words(annotation: str) -> list[str]:
+    """'tuple[int, ...] | None' -> ['tuple', 'None']."""
+    return [word.partition("[")[0].strip() for word in annotation.split("|")]
+
+
+def _expects_block(parameter: Parameter, value: Any) -> bool:
+    """Whether a keyword named as a kind takes an object, not a number or a mapping."""
+    if isinstance(value, Mapping) and "name" in value:
+        return True
+    words = set(_words(parameter.annotation)) - {"None"}
+    return value is not None and not words & {*_TYPES, "Any", ""}
 
 
 def _check_type(value: Any, annotation: str, path: str) -> None:
-    words = [word.strip() for word in annotation.split("|")]
+    words = _words(annotation)
     if not all(word in _TYPES or word == "None" for word in words):
         return
     for word in words:
@@ -246,7 +282,7 @@ def complete(block: Mapping[str, Any], where: str, path: str, context=()) -> dic
             raise ValueError(f"{path}.{key}: missing, and it has no default.")
         result[key] = parameter.default
     for key, value in result.items():
-        if isinstance(value, Mapping) and "name" in value and key in kinds():
+        if key in kinds() and _expects_block(accepted[key], value):
             result[key] = check(key, value, f"{path}.{key}")
     return result
 

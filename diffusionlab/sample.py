@@ -75,20 +75,24 @@ def sample(
     if (out / "samples.npz").exists():
         return out
     starts = list(range(0, num_samples, batch_size))
-    params = None
-    for number, start in enumerate(starts):
-        file = _part_file(out, start)
-        if number % part[1] != part[0] or file.exists():
-            continue
-        if params is None:
-            params = inference.restore(experiment, checkpoints, step, ema, mesh)
-            draw = inference.make_draw(experiment, mesh)
+    todo = [s for s in starts[part[0] :: part[1]] if not _part_file(out, s).exists()]
+    # No part is joined before each of several processes has seen which are there.
+    timeout = experiment.checkpoint.barrier_timeout
+    multihost.barrier("look for parts", timeout)
+    if todo:
+        params = inference.restore(experiment, checkpoints, step, ema, mesh)
+        draw = inference.make_draw(experiment, mesh)
+    for start in todo:
         # Every part has the same size, so that sample i does not depend on its part.
         indices = np.arange(start, start + batch_size)
         labels = inference.labels_in_turn(experiment, indices, label)
-        x = inference.draw_many(draw, mesh, params, seed, indices, labels, batch_size)
+        with multihost.together(f"samples from {start}", timeout):
+            x = inference.draw_many(
+                draw, mesh, params, seed, indices, labels, batch_size
+            )
         keep = min(batch_size, num_samples - start)
         if multihost.is_main():
+            file = _part_file(out, start)
             _write_npz(file, x[:keep], labels[:keep], experiment)
             print(f"samples {start + keep:,}/{num_samples:,}", flush=True)
     if multihost.is_main():
@@ -138,11 +142,19 @@ def _write_npz(file: pathlib.Path, x, labels, experiment) -> None:
 
 def _join(out: pathlib.Path, starts, experiment) -> None:
     files = [_part_file(out, start) for start in starts]
-    if not all(file.exists() for file in files):
-        missing = sum(not file.exists() for file in files)
+    missing = sum(not file.exists() for file in files)
+    # Parts go when they are joined: by another process, perhaps just now.
+    if (out / "samples.npz").exists():
+        return
+    if missing:
         print(f"{out}: {missing} parts are still to come from other processes.")
         return
-    parts = [np.load(file) for file in files]
+    try:
+        parts = [dict(np.load(file)) for file in files]
+    except FileNotFoundError:
+        if (out / "samples.npz").exists():
+            return
+        raise
     x = np.concatenate([p["x"] for p in parts])
     labels = (
         np.concatenate([p["label"] for p in parts])

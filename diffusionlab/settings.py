@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+LOGICAL_AXES = ("embed", "mlp", "heads", "vocab", "conv_in", "conv_out")
+"""What a dimension of a parameter may mean; a plug-in network may name others."""
+
 
 def _at_least(settings, minimum: int, *names: str) -> None:
     for name in names:
@@ -50,7 +53,8 @@ class Optimizer:
       clip_norm: global norm to which gradients are clipped; 0 is off.
       weight_decay: of the optimiser, where it has one.
       decay_on: regular expressions over parameter paths that decay.
-      multipliers: regular expression -> factor on the learning rate; 0 freezes.
+      multipliers: pairs (regular expression, factor on the learning rate); 0 freezes.
+        Factors of several patterns that match one parameter multiply.
     """
 
     name: str
@@ -59,10 +63,15 @@ class Optimizer:
     clip_norm: float = 1.0
     weight_decay: float = 0.0
     decay_on: tuple = (".*kernel$",)
-    multipliers: Mapping = dataclasses.field(default_factory=dict)
+    multipliers: tuple = ()
 
     def __post_init__(self):
         _at_least(self, 0, "clip_norm", "weight_decay")
+        for pair in self.multipliers:
+            if len(pair) != 2 or not isinstance(pair[0], str):
+                raise ValueError(
+                    f"multipliers: expected pairs (pattern, factor), got {pair!r}."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,7 @@ class Mesh:
             size == 0 or size < -1 for size in sizes
         ):
             raise ValueError(
-                f"data, fsdp, tensor: positive sizes, of which one may be -1; got {sizes}."
+                f"data, fsdp, tensor: positive sizes, one may be -1; got {sizes}."
             )
         for logical, axis in self.rules.items():
             if axis not in ("data", "fsdp", "tensor", None):

@@ -7,6 +7,7 @@ Between two log points the host waits for nothing on the device.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -75,9 +76,12 @@ def train(
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     _check_batch(experiment, mesh)
+    timeout = experiment.checkpoint.barrier_timeout
+    # No process may look at the directory while another is claiming it.
+    multihost.barrier("check the run directory", timeout)
     if multihost.is_main():
         workdir.claim(folder, config, asked or {}, machine.environment())
-    multihost.barrier("claim the run directory", experiment.checkpoint.barrier_timeout)
+    multihost.barrier("claim the run directory", timeout)
     with jax.set_mesh(mesh):
         return Loop(experiment, mesh, folder, resume).run()
 
@@ -197,7 +201,8 @@ class Preemption:
     def __post_init__(self):
         # With several processes JAX's own notifier listens, and agrees on a step.
         main_thread = threading.current_thread() is threading.main_thread()
-        if jax.process_count() == 1 and main_thread:
+        self._listens = jax.process_count() == 1 and main_thread
+        if self._listens:
             signal.signal(signal.SIGTERM, self._notice)
 
     def _notice(self, *_) -> None:
@@ -213,7 +218,7 @@ class Preemption:
 
     def nothing_to_save(self) -> None:
         """From here on SIGTERM ends the process at once, to be started again."""
-        if jax.process_count() == 1:
+        if self._listens:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
 
 
@@ -282,24 +287,39 @@ class Loop:
 
     def run(self) -> int:
         """Trains to the last step; returns the exit status."""
+        closing = (self.writers.close, self.data.close, self.checkpoints.close)
         try:
             status = self._run()
-        finally:
-            self.writers.close()
-            self.data.close()
-        self.checkpoints.close()
+        except BaseException:
+            # A save under way may still end well; the first error is the one to tell.
+            for close in closing:
+                with contextlib.suppress(Exception):
+                    close()
+            raise
+        for close in closing:
+            close()
         return status
 
     def _run(self) -> int:
         last = self.experiment.train.num_steps
         if self.start < last:
             self.clock = self._clock(last)
-        for step in range(self.start, last):
+        if not self.advance(self.start, last):
+            return PREEMPTED
+        self._save(last, hooks_done=True)
+        self.checkpoints.wait()
+        self.preemption.nothing_to_save()
+        self.hooks.finish(last, self.state)
+        return DONE
+
+    def advance(self, first: int, last: int) -> bool:
+        """Runs steps `first` to `last` - 1; returns whether SIGTERM let it finish."""
+        for step in range(first, last):
             if self.preemption.reached(step):
                 self._save(step, hooks_done=step == self.start and self.hooks_done)
                 self.checkpoints.wait()
                 self.say(f"SIGTERM: saved step {step}; start again to go on")
-                return PREEMPTED
+                return False
             if step != self.start or not self.hooks_done:
                 self._due(step)
             waiting_since = time.perf_counter()
@@ -311,17 +331,13 @@ class Loop:
                 self._say_first_step()
             if (step + 1) % self.experiment.logging.every == 0 or step + 1 == last:
                 self._log(step + 1)
-        self._save(last, hooks_done=True)
-        self.checkpoints.wait()
-        self.preemption.nothing_to_save()
-        self.hooks.finish(last, self.state)
-        return DONE
+        return True
 
     def _say_first_step(self) -> None:
         jax.block_until_ready(self.state.step)
         seconds = time.monotonic() - progress.STARTED
         self.say(f"first step done {seconds:.1f} s after the start of the program")
-        self.clock.stretch(self.start)
+        self.clock.stretch(self.start + 1)
 
     def _due(self, step: int) -> None:
         """Hooks before the save: a checkpoint then stands for all rows up to it."""
@@ -358,7 +374,7 @@ class Loop:
     def _log(self, step: int) -> None:
         """Writes the means since the last row, and starts the next."""
         timeout = self.experiment.checkpoint.barrier_timeout
-        with multihost.waiting(f"the metrics of step {step}", timeout):
+        with multihost.together(f"the metrics of step {step}", timeout):
             found = jax.device_get(self.gathered)
         self._check_finite(found, step)
         self.gathered = self.steps.empty()
@@ -403,7 +419,7 @@ class Loop:
         if step == self.saved:
             return
         timeout = self.experiment.checkpoint.barrier_timeout
-        with multihost.waiting(f"saving step {step}", timeout):
+        with multihost.together(f"saving step {step}", timeout):
             self._check_finite(jax.device_get(self.gathered), step)
             self.checkpoints.save(
                 step,

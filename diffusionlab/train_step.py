@@ -52,16 +52,21 @@ def make_train_step(
             metrics[f"grad_norm/{role}"] = _one(optax.global_norm(grad))
             rate = rates[role](_count(state.opt_state[role]))
             metrics[f"learning_rate/{role}"] = _one(rate)
-        finished = state.step + 1
+        # An average follows the updates of its role, not the steps of the others.
         averages = {
             name: {
                 role: ema.update(
-                    average, params[role], experiment.ema[name].rate(finished)
+                    average,
+                    params[role],
+                    experiment.ema[name].rate(_count(opt_state[role])),
                 )
+                if role in grads
+                else average
                 for role, average in by_role.items()
             }
             for name, by_role in state.ema.items()
         }
+        finished = state.step + 1
         new_state = TrainState(finished, params, opt_state, averages)
         return new_state, accumulate(accumulator, metrics, finished)
 
@@ -162,7 +167,7 @@ def abstract_accumulator(
 
 
 def empty(accumulator: Accumulator) -> Accumulator:
-    """Returns the accumulator of no steps, as numpy, for shapes like these."""
+    """Returns the accumulator of no steps, for shapes like these."""
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator["sums"])
-    never = {name: jnp.full((), NEVER) for name in accumulator["nonfinite"]}
+    never = {name: jnp.full((), NEVER, jnp.int32) for name in accumulator["nonfinite"]}
     return {"sums": zeros, "nonfinite": never}

@@ -43,8 +43,8 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], resume: str) -> None
     """Checks that a run of `config` may start or go on here; writes nothing.
 
     Raises:
-      WorkdirError: the directory belongs to another config, holds something else, or
-        `resume` is 'never' and a run is there.
+      WorkdirError: the directory belongs to another config, holds something else, has
+        more steps than the config, or `resume` is 'never' and a run is there.
     """
     if not workdir.exists():
         return
@@ -65,6 +65,18 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], resume: str) -> None
             f"--workdir: '{workdir}' holds a run of another config; give another "
             "directory, or undo: " + "; ".join(found)
         )
+    done = max(_saved_steps(workdir), default=0)
+    if done and config["train"]["num_steps"] < done:
+        raise WorkdirError(
+            f"config.train.num_steps: {config['train']['num_steps']} is less than the "
+            f"{done} steps that '{workdir}' has; give {done} or more, or another "
+            "directory."
+        )
+
+
+def _saved_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints: folders named by a number are finished ones."""
+    return [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit()]
 
 
 def claim(

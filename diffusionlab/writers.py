@@ -132,7 +132,9 @@ class TensorBoard:
 
     def scalars(self, step: int, values: Values) -> None:
         for name, value in _flat(values).items():
-            self._writer.add_scalar(name, value, step)
+            # A bin that nothing fell into has no mean; TensorBoard has no such value.
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         self._writer.add_image(name, picture, step, dataformats="HWC")

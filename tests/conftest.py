@@ -31,7 +31,7 @@ def root() -> pathlib.Path:
 def program():
     """`program(*args, devices=1, check=True, **kw)` runs diffusionlab in a process."""
 
-    def run(*args, devices=1, check=True, env=None, **kw):
+    def run(*args, devices=1, check=True, env=None, timeout=300, **kw):
         flags = f"--xla_force_host_platform_device_count={devices}"
         done = subprocess.run(
             [sys.executable, "-m", "diffusionlab.main", *map(str, args)],
@@ -39,7 +39,7 @@ def program():
             env={**os.environ, "XLA_FLAGS": flags, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
             **kw,
         )
         if check:
@@ -47,3 +47,24 @@ def program():
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def smoke():
+    """`smoke(name, *overrides)`: the resolved smoke config of configs/<name>."""
+    from diffusionlab import config as config_lib
+
+    def resolve(name, *overrides):
+        config = config_lib.load(f"{ROOT}/configs/{name}/denoising.py:smoke")
+        config_lib.override(config, overrides)
+        return config_lib.resolve(config)
+
+    return resolve
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory, program) -> pathlib.Path:
+    """The main job of the README, run once for the tests of one xdist group."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    program("--config=configs/digits/denoising.py", f"--workdir={folder}", timeout=900)
+    return folder

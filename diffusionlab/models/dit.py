@@ -75,7 +75,8 @@ class DiT(nn.Module):
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="modulation",
-        )(emb)[:, None, :]
+        )(emb)
+        modulation = layers.shard(modulation, "batch", None)[:, None, :]
         shift, scale = modulation[..., : self.width], modulation[..., self.width :]
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(h)
         h = nn.Dense(

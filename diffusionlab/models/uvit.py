@@ -30,7 +30,8 @@ class ResBlock(nn.Module):
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="modulation",
-        )(emb)[:, None, None, :]
+        )(emb)
+        modulation = layers.shard(modulation, "batch", None)[:, None, None, :]
         scale, shift = jnp.split(modulation, 2, axis=-1)
         branch = norm("norm2", self.channels)(branch) * (1 + scale) + shift
         branch = nn.Conv(

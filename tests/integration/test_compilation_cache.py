@@ -1,0 +1,47 @@
+"""A second start of a run compiles nothing; the flag turns the cache off."""
+
+import re
+
+import pytest
+
+
+def _files(folder):
+    return {p.name for p in folder.rglob("*-cache")}
+
+
+def _seconds(done):
+    return float(re.search(r"first step done ([\d.]+) s after", done.stdout)[1])
+
+
+@pytest.fixture
+def start(program, root, tmp_path):
+    """`start(name, cache)`: a run with pictures and evaluators in a fresh process."""
+
+    def run(name, cache):
+        config = f"{root}/configs/mixture/denoising.py:smoke"
+        words = [f"--config={config}", f"--workdir={tmp_path / name}"]
+        return program(
+            *words,
+            f"--compilation_cache={cache}",
+            env={"JAX_LOG_COMPILES": "0", "JAX_COMPILATION_CACHE_DIR": ""},
+        )
+
+    return run
+
+
+def test_a_second_start_compiles_nothing(start, tmp_path):
+    cache = tmp_path / "cache"
+    first = start("first", cache)
+    compiled = _files(cache)
+    assert any("jit_step" in name for name in compiled)
+    second = start("second", cache)
+    assert _files(cache) == compiled
+    # What is left is imports, tracing and reading; how much that is, is the machine's.
+    assert _seconds(second) < _seconds(first)
+
+
+def test_off_writes_nothing(start, tmp_path):
+    cache = tmp_path / "off"
+    start("run", "off")
+    assert not cache.exists()
+    assert not (tmp_path / "run" / "off").exists()

@@ -1,0 +1,107 @@
+import dataclasses
+import re
+
+import pytest
+
+from diffusionlab import experiment
+from diffusionlab.settings import Optimizer
+
+
+def changed(config, path, value):
+    """A copy of a resolved config in which one key is set."""
+    head, _, rest = path.partition(".")
+    new = changed(config.get(head, {}), rest, value) if rest else value
+    return {**config, head: new}
+
+
+def test_build_makes_every_object_of_the_config(smoke):
+    config = smoke("mixture")
+    built = experiment.build(config)
+    assert built.seed == config["seed"] == 0
+    assert built.train_source.split == "train" and built.test_source.split == "test"
+    assert built.spec.shape == (2,) and built.spec.num_classes == 8
+    assert isinstance(built.optim["denoiser"], Optimizer)
+    assert built.objective.networks is built.networks or (
+        built.objective.networks == built.networks
+    )
+    assert set(built.ema) == set(config["ema"])
+    assert set(built.evals) == set(config["evals"])
+
+
+def test_transforms_come_in_the_order_of_the_registry(smoke):
+    config = smoke("digits")
+    blocks = dict(reversed(config["guidance"].items()))
+    assert list(blocks) == ["clip_x", "classifier_free"]
+    guide = experiment.build({**config, "guidance": blocks}).guide
+    assert [type(g).__name__ for g in guide] == ["ClassifierFree", "ClipX"]
+
+
+def test_optimiser_for_a_role_that_is_not_there_is_an_error(smoke):
+    config = smoke("mixture")
+    config["optim"]["teacher"] = config["optim"]["denoiser"]
+    said = "config.optim: has blocks for ['denoiser', 'teacher'], but the objective "
+    with pytest.raises(ValueError, match=re.escape(said + "trains ['denoiser']")):
+        experiment.build(config)
+
+
+def test_role_without_an_optimiser_is_an_error(smoke):
+    config = smoke("mixture")
+    config["optim"] = {}
+    with pytest.raises(ValueError, match=r"config\.optim: has blocks for \[\], but"):
+        experiment.build(config)
+
+
+def test_network_that_no_role_uses_is_an_error(smoke):
+    config = smoke("mixture")
+    config["networks"]["spare"] = config["networks"]["denoiser"]
+    with pytest.raises(ValueError, match="config.networks.spare: no role .* used: den"):
+        experiment.build(config)
+
+
+def test_network_that_is_not_there_is_an_error(smoke):
+    config = smoke("mixture")
+    config["networks"] = {"denoizer": config["networks"]["denoiser"]}
+    with pytest.raises(
+        ValueError, match="needs a network 'denoiser'; there are: denoi"
+    ):
+        experiment.build(config)
+
+
+def test_average_that_a_role_keeps_must_be_there(smoke):
+    built = experiment.build(smoke("mixture"))
+    role = built.objective.roles["denoiser"]._replace(ema=("long",))
+
+    class Objective:
+        roles = {"denoiser": role}
+
+    with pytest.raises(ValueError, match="config.ema.long: missing; role 'denoiser'"):
+        experiment._check(dataclasses.replace(built, objective=Objective))
+
+
+def test_micro_batches_must_divide_the_batch(smoke):
+    config = smoke("mixture", "train.micro_batches=3")
+    with pytest.raises(ValueError, match=r"micro_batches: 3 does not divide.*\(16\)"):
+        experiment.build(config)
+
+
+def test_guidance_without_classes_is_an_error(smoke):
+    source = "{'name': 'generated', 'shape': (4, 4, 1), 'num_classes': 0}"
+    config = smoke("digits", f"data.source={source}")
+    experiment.build(config)
+    config = changed(config, "guidance.classifier_free.guidance_scale", 2.0)
+    with pytest.raises(
+        ValueError, match=r"config\.guidance: guidance_scale: 2.0 needs"
+    ):
+        experiment.build(config)
+
+
+def test_rule_for_an_unknown_logical_axis_is_an_error(smoke):
+    config = changed(smoke("mixture"), "mesh.rules", {"embd": "fsdp"})
+    with pytest.raises(ValueError, match="rules.embd: .*; did you mean 'embed'"):
+        experiment.build(config)
+
+
+def test_error_of_an_object_has_the_path_of_its_block(smoke):
+    config = smoke("digits", "networks.denoiser.patch_size=3")
+    with pytest.raises(ValueError, match=r"config\.networks\.denoiser\.patch_size: 3 "):
+        experiment.build(config)

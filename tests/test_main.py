@@ -1,0 +1,112 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diffusionlab import main
+
+DIGITS = "configs/digits/denoising.py:smoke"
+
+# Runs the program with an import of JAX forbidden.
+WITHOUT_JAX = """
+import sys
+for name in ("jax", "flax", "optax", "grain", "orbax", "tensorflow"):
+    sys.modules[name] = None
+from diffusionlab import main
+main.main()
+"""
+
+
+@pytest.fixture
+def without_jax(root):
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, "-c", WITHOUT_JAX, *map(str, args)],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_help_imports_no_jax_and_names_every_mode(without_jax):
+    done = without_jax("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for mode in main.MODES:
+        assert f"\n  {mode}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--worksdir=x"], "--worksdir=x: unknown flag; did you mean '--workdir'?"),
+        (["stray"], "stray: unknown flag."),
+        (["--config=" + DIGITS], "--workdir: missing; mode train needs a run dir"),
+        (["--mode=sample"], "--workdir: missing; mode sample needs a run directory"),
+        (["--workdir={d}"], "--config: missing; for example --config=configs/"),
+        (["--mode=config"], "--config: missing"),
+        (["--mode=eval", "--workdir={d}"], "holds no run (there is no config.json)"),
+        (["--config=none.py", "--workdir={d}"], "there is no file 'none.py'"),
+        (["--config=" + DIGITS + "r", "--workdir={d}"], "no variant 'smoker'"),
+        (["--config={c}", "--workdir={d}", "--config.sampler.num_stps=3"],
+         "config.sampler.num_stps: unknown key; did you mean 'num_steps'?"),
+        (["--config={c}", "--workdir={d}", "--config.sampler.name=huen"],
+         "config.sampler.name: unknown sampler 'huen'"),
+        (["--config={c}", "--workdir={d}", "--config.train.num_steps=x"],
+         "config.train.num_steps: expected int, got 'x'"),
+        (["--config={c}", "--workdir={d}", "--part=2"], "--part: expected K/N"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_line_without_jax_and_writes_nothing(
+    without_jax, tmp_path, args, said
+):
+    folder = tmp_path / "run"
+    done = without_jax(*(a.format(d=folder, c=DIGITS) for a in args))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("diffusionlab: error: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_of_something_else_is_refused_without_jax(without_jax, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    done = without_jax(f"--config={DIGITS}", f"--workdir={tmp_path}")
+    assert done.returncode == 1 and "is not empty and holds no run" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_wrong_choice_is_refused_by_the_parser(without_jax):
+    done = without_jax("--mode=trian")
+    assert done.returncode == 2 and "'train', 'sample', 'eval'" in done.stderr
+
+
+def test_flags_are_never_abbreviated(without_jax):
+    done = without_jax("--work=x")
+    assert "--work=x: unknown flag" in done.stderr
+
+
+def test_override_flags_keep_their_order():
+    flags = main.parser()
+    _, unknown = flags.parse_known_args(["--config.a=1", "--config=x", "--config.b=2"])
+    assert main._overrides(unknown, flags) == ["a=1", "b=2"]
+
+
+@pytest.mark.parametrize("text, part", [("0/1", (0, 1)), ("1/2", (1, 2))])
+def test_part_is_which_of_how_many(text, part):
+    assert main._part(text) == part
+
+
+def test_error_from_elsewhere_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(main, "run", lambda _: int("not ours"))
+    with pytest.raises(ValueError, match="not ours"):
+        main.main()
+
+
+def test_cache_is_a_folder_of_the_users_by_default(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    cache = main.parser().parse_args([]).compilation_cache
+    assert cache == os.path.expanduser("~/.cache/diffusionlab/jax")

@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from diffusionlab import workdir
+from diffusionlab.workdir import WorkdirError
+
+CONFIG = {"seed": 0, "train": {"num_steps": 10, "micro_batches": 1}}
+LONGER = {"seed": 0, "train": {"num_steps": 20, "micro_batches": 1}}
+OTHER = {"seed": 1, "train": {"num_steps": 10, "micro_batches": 1}}
+
+
+def claim(folder, config=CONFIG, start=1):
+    workdir.claim(folder, config, {"start": start}, {"version": start})
+
+
+def listing(folder):
+    return {p.name: p.read_text() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("resume", ["auto", "never", "newest_whole"])
+def test_new_and_empty_directories_may_be_used(tmp_path, resume):
+    workdir.check(tmp_path, CONFIG, resume)
+    workdir.check(tmp_path / "new", CONFIG, resume)
+    assert not (tmp_path / "new").exists()
+
+
+def test_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(WorkdirError, match="is not empty and holds no run"):
+        workdir.check(tmp_path, CONFIG, "auto")
+
+
+def test_same_config_may_go_on_unless_resume_is_never(tmp_path):
+    claim(tmp_path)
+    before = listing(tmp_path)
+    workdir.check(tmp_path, CONFIG, "auto")
+    workdir.check(tmp_path, LONGER, "auto")
+    with pytest.raises(WorkdirError, match="--resume=never does not continue"):
+        workdir.check(tmp_path, CONFIG, "never")
+    assert listing(tmp_path) == before
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path):
+    claim(tmp_path)
+    with pytest.raises(WorkdirError, match="another config.*seed: 0 -> 1$"):
+        workdir.check(tmp_path, OTHER, "auto")
+
+
+def test_claim_records_every_start(tmp_path):
+    folder = tmp_path / "a" / "b"
+    claim(folder, start=1)
+    claim(folder, start=2)
+    assert workdir.read_config(folder) == CONFIG
+    overrides = json.loads((folder / "overrides.json").read_text())
+    environment = json.loads((folder / "environment.json").read_text())
+    assert overrides == [{"start": 1}, {"start": 2}]
+    assert environment == [{"version": 1}, {"version": 2}]
+    assert sorted(listing(folder)) == [
+        "config.json", "environment.json", "overrides.json",
+    ]  # fmt: skip
+
+
+def test_earlier_configs_are_kept(tmp_path):
+    claim(tmp_path, CONFIG)
+    claim(tmp_path, LONGER)
+    claim(tmp_path, CONFIG)
+    assert workdir.read_config(tmp_path) == CONFIG
+    kept = [json.loads((tmp_path / f"config.{i}.json").read_text()) for i in (0, 1)]
+    assert kept == [CONFIG, LONGER]
+
+
+def test_config_of_no_run_is_an_error_with_the_path(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}' holds no run"):
+        workdir.read_config(tmp_path)
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    workdir.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        workdir.write_json(path, {"a": object()})
+    assert listing(tmp_path) == {"x.json": '{\n  "a": 1\n}\n'}
+
+
+def test_importing_workdir_imports_no_jax():
+    code = (
+        "import sys\nfrom diffusionlab import workdir\nassert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
