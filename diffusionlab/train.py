@@ -307,7 +307,7 @@ class Loop:
         if not self.advance(self.start, last):
             return PREEMPTED
         self._save(last, hooks_done=True)
-        self.checkpoints.wait()
+        self._wait_for_save()
         self.preemption.nothing_to_save()
         self.hooks.finish(last, self.state)
         return DONE
@@ -317,7 +317,7 @@ class Loop:
         for step in range(first, last):
             if self.preemption.reached(step):
                 self._save(step, hooks_done=step == self.start and self.hooks_done)
-                self.checkpoints.wait()
+                self._wait_for_save()
                 self.say(f"SIGTERM: saved step {step}; start again to go on")
                 return False
             if step != self.start or not self.hooks_done:
@@ -401,13 +401,18 @@ class Loop:
         if bad:
             first, name = min(bad)
             names = ", ".join(sorted({n for s, n in bad if s == first}))
-            self.checkpoints.wait()
+            self._wait_for_save()
             kept = self.checkpoints.steps()
             raise NonFiniteError(
                 f"step {first}: {names} not finite (found at step {step}). The "
                 f"checkpoints before it stay: {kept or 'none'}. Lower the learning "
                 f"rate config.optim, or look at step {first}'s batch."
             )
+
+    def _wait_for_save(self) -> None:
+        timeout = self.experiment.checkpoint.barrier_timeout
+        with multihost.together(f"the checkpoint of step {self.saved}", timeout):
+            self.checkpoints.wait()
 
     def _save(self, step: int, hooks_done: bool) -> None:
         """Saves the state after `step` steps, unless that is on the disk already.

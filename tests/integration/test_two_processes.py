@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from diffusionlab import multihost
 from launch import local
 
 # Gradients are summed over two processes in place of two devices of one: the order of
@@ -219,3 +220,12 @@ def test_the_launcher_helps_at_once(root):
     )
     assert done.returncode == 0, done.stderr
     assert "--num_processes" in done.stdout
+
+
+def test_alone_work_has_no_limit(monkeypatch):
+    """A long stretch between two rows is no hang where there is nobody to wait for."""
+    ended = []
+    monkeypatch.setattr(multihost.os, "_exit", ended.append)
+    with multihost.together("a long step", 0.01):
+        time.sleep(0.1)
+    assert not ended
