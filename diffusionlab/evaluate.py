@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,6 +92,7 @@ class Evaluation:
         record = {
             "step": step,
             "evaluator": label,
+            **inference.sampler_record(self._experiment),
             "numbers": result.numbers,
             "notes": result.notes,
             "pictures": names,
@@ -133,6 +136,12 @@ def evaluate(
     checkpoints = Checkpoints(folder)
     evaluation = Evaluation(experiment, mesh, folder)
     variant = "" if ema == inference.default_ema(experiment) else f"ema-{ema}_"
+    own = workdir.read_config(folder)
+    if any(own[k] != v for k, v in inference.sampler_record(experiment).items()):
+        # Another sampler than the run's own: its results lie beside, not in the place
+        # of, those of the run.
+        text = json.dumps(inference.sampler_record(experiment), sort_keys=True)
+        variant += f"sampler-{zlib.crc32(text.encode()):08x}_"
 
     def one(chosen):
         params = inference.restore(experiment, checkpoints, chosen, ema, mesh)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusionlab import ema, guidance, keys, sharding
+from diffusionlab import ema, guidance, keys, multihost, sharding
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.experiment import Experiment
@@ -135,13 +135,16 @@ def make_draw(experiment: Experiment, mesh) -> Callable[..., np.ndarray]:
         draw, in_shardings=(None, None, batch, batch), out_shardings=batch
     )
 
+    timeout = experiment.checkpoint.barrier_timeout
+
     def run(params, seed, indices, labels):
         given = [np.asarray(a, np.int32) for a in (indices, labels)]
         given = [
             jax.make_array_from_callback(a.shape, batch, lambda where, a=a: a[where])
             for a in given
         ]
-        return to_numpy(compiled(params, seed, *given))
+        with multihost.together("a batch of samples", timeout):
+            return to_numpy(compiled(params, seed, *given))
 
     run.lower = compiled.lower
     return run

@@ -229,6 +229,8 @@ def main() -> None:
 
 def _is_message(error: BaseException) -> bool:
     """Whether an error was raised by us or a config, about what we were given."""
+    if getattr(error, "__notes__", None):  # JAX hides its own frames, and says so
+        return False
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next

@@ -86,10 +86,7 @@ def sample(
         # Every part has the same size, so that sample i does not depend on its part.
         indices = np.arange(start, start + batch_size)
         labels = inference.labels_in_turn(experiment, indices, label)
-        with multihost.together(f"samples from {start}", timeout):
-            x = inference.draw_many(
-                draw, mesh, params, seed, indices, labels, batch_size
-            )
+        x = inference.draw_many(draw, mesh, params, seed, indices, labels, batch_size)
         keep = min(batch_size, num_samples - start)
         if multihost.is_main():
             file = _part_file(out, start)

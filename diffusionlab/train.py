@@ -267,11 +267,13 @@ class Loop:
     def _begin(self, resume: str):
         """Restores the newest checkpoint, or initialises; never both."""
         found = self.checkpoints.steps()
+        timeout = self.experiment.checkpoint.barrier_timeout
         while found:
             try:
-                state, gathered, data, meta = self.checkpoints.restore(
-                    found[-1], self.steps.state, self.steps.abstract_gathered()
-                )
+                with multihost.together(f"restoring step {found[-1]}", timeout):
+                    state, gathered, data, meta = self.checkpoints.restore(
+                        found[-1], self.steps.state, self.steps.abstract_gathered()
+                    )
             except CheckpointError as error:
                 if resume != "newest_whole" or len(found) == 1:
                     raise

@@ -49,7 +49,7 @@ def make_train_step(
                 grad, opt_state[role], params[role]
             )
             params[role] = optax.apply_updates(params[role], updates)
-            metrics[f"grad_norm/{role}"] = _one(optax.global_norm(grad))
+            metrics[f"grad_norm/{role}"] = _one(optax.tree.norm(grad))
             rate = rates[role](_count(state.opt_state[role]))
             metrics[f"learning_rate/{role}"] = _one(rate)
         # An average follows the updates of its role, not the steps of the others.
