@@ -67,7 +67,8 @@ def main() -> None:
     built = experiment.build(config_lib.resolve(config))
     mesh = sharding.make_mesh(built.mesh)
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        loop = train.Loop(built, mesh, pathlib.Path(folder), "auto")
+        steps, data = train.Steps(built, mesh), train.make_batches(built, mesh)
+        loop = train.Loop(built, mesh, pathlib.Path(folder), "auto", steps, data)
         loop.clock = loop._clock(built.train.num_steps)
         step = bare_step(built)
         bare = state.init(built, mesh)

@@ -111,7 +111,11 @@ def override(config: ml_collections.ConfigDict, assignments: Iterable[str]) -> N
                     f"{registry.nearest(key, keys)} Blocks: {', '.join(keys)}."
                 )
             block = inner
-        _set(block, last, _parse(text), f"config.{path}")
+        value = _parse(text)
+        if isinstance(block.get(last), str) and not isinstance(value, str | None):
+            # '2024_10_01' is a name of a folder here, and no number.
+            value = text
+        _set(block, last, value, f"config.{path}")
 
 
 def _parse(text: str) -> Any:
@@ -135,8 +139,6 @@ def _set(block: ml_collections.ConfigDict, key: str, value: Any, path: str) -> N
             f"{path}: is a block; set one of its keys ({', '.join(old)}), or give a "
             "whole block as a Python dictionary."
         )
-    if isinstance(old, str) and not isinstance(value, str) and value is not None:
-        value = str(value)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, tuple | list) and isinstance(value, tuple | list):
@@ -169,6 +171,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"config.{key}: missing.")
     if not isinstance(plain["seed"], int) or isinstance(plain["seed"], bool):
         raise TypeError(f"config.seed: expected int, got {plain['seed']!r}.")
+    if not 0 <= plain["seed"] < 2**31:
+        raise ValueError(f"config.seed: must be in [0, 2**31), got {plain['seed']}.")
     result: dict[str, Any] = {"seed": plain["seed"]}
     for key in BLOCKS[1:]:
         result[key] = _resolve_block(key, plain[key])

@@ -9,14 +9,13 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from diffusionlab import config as config_lib
 from diffusionlab import experiment as experiment_lib
 from diffusionlab import machine, sharding, train
 from diffusionlab import state as state_lib
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """Returns config, parameters, FLOPs and bytes of a run; compiles and runs nothing.
+    """Returns parameters, FLOPs and bytes of a run; compiles and runs nothing.
 
     Args:
       config: resolved.
@@ -27,8 +26,7 @@ def describe(config: Mapping[str, Any]) -> str:
         steps = train.Steps(experiment, mesh)
         places = state_lib.placements(experiment, mesh)
         params = steps.state.params
-        lines = [config_lib.to_text(config), ""]
-        lines.append(sharding.table({r: (params[r], places[r]) for r in params}, mesh))
+        lines = [sharding.table({r: (params[r], places[r]) for r in params}, mesh)]
         for role, tree in params.items():
             count = parameter_overview.count_parameters(tree)
             lines.append(f"parameters of {role}: {count:,}")

@@ -159,6 +159,13 @@ def _check(experiment: Experiment) -> None:
             f"config.train.micro_batches: {micro} does not divide "
             f"config.data.batch_size ({batch})."
         )
+    for name, evaluator in experiment.evals.items():
+        if hasattr(evaluator, "check"):
+            try:
+                evaluator.check(experiment.train_source)
+            except ValueError as error:
+                raise ValueError(f"config.evals.{name}.{error}") from None
+    _check_guidance(experiment)
     axes = [
         a
         for n in experiment.networks.values()
@@ -172,9 +179,20 @@ def _check(experiment: Experiment) -> None:
                 f"config.mesh.rules.{logical}: unknown logical axis"
                 f"{registry.nearest(logical, known)} Known: {', '.join(sorted(known))}."
             )
+
+
+def _check_guidance(experiment: Experiment) -> None:
     try:
         guidance.compose(
             experiment.guide, lambda *_: None, experiment.process, experiment.spec
         )
     except ValueError as error:
         raise ValueError(f"config.guidance: {error}") from None
+    scales = [getattr(guide, "guidance_scale", 1.0) for guide in experiment.guide]
+    if scales != [1.0] * len(scales) and not getattr(
+        experiment.objective, "label_dropout", 1.0
+    ):
+        raise ValueError(
+            "config.guidance: needs a prediction without a label, which "
+            "config.objective.label_dropout=0 never trains."
+        )

@@ -14,13 +14,6 @@ from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
 
 
-def make(
-    experiment: Experiment, mesh, folder: pathlib.Path, writers, say: Callable
-) -> Hooks:
-    """Returns the hooks of a run; see `Hooks`."""
-    return Hooks(experiment, mesh, folder, writers, say)
-
-
 class Hooks:
     """Runs what is due.
 
@@ -32,7 +25,14 @@ class Hooks:
       say: prints a line that stays.
     """
 
-    def __init__(self, experiment, mesh, folder, writers, say):
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh,
+        folder: pathlib.Path,
+        writers,
+        say: Callable[[str], None],
+    ):
         self._experiment, self._folder = experiment, folder
         self._writers, self._say = writers, say
         self._ema = inference.default_ema(experiment)
@@ -42,7 +42,6 @@ class Hooks:
     def due(self, step: int, state: TrainState) -> None:
         """Runs what is due on the state after `step` steps."""
         settings = self._experiment.logging
-        self._profile(step, settings)
         if settings.samples_every and step % settings.samples_every == 0:
             self._picture(step, state)
         evals = self._experiment.evals
@@ -59,7 +58,6 @@ class Hooks:
         if result.is_file() and json.loads(result.read_text())["step"] == step:
             self._say(f"this run is finished: {step} steps, see {result}")
             return
-        self._profile(step, self._experiment.logging)
         if self._experiment.logging.samples_every:
             self._picture(step, state)
         numbers = self._evaluate(list(self._experiment.evals), step, state)
@@ -101,15 +99,24 @@ class Hooks:
             for row in rows
         )
 
-    def _profile(self, step: int, settings) -> None:
-        first, count = settings.profile_from, settings.profile_steps
-        if self._profiling and step >= first + count:
+    def profile(self, step: int, state: TrainState) -> None:
+        """Starts or stops the profiler before step `step`, as the window says."""
+        settings = self._experiment.logging
+        first, end = settings.profile_from, settings.profile_from
+        end += settings.profile_steps
+        if first <= step < end and not self._profiling:
+            jax.profiler.start_trace(str(self._folder / "profile"))
+            self._profiling = True
+        elif self._profiling and step >= end:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Stops the profiler where training ends inside its window."""
+        if self._profiling:
             jax.profiler.stop_trace()
             self._profiling = False
             self._say(f"profile written to {self._folder / 'profile'}")
-        elif count and step == first and not self._profiling:
-            jax.profiler.start_trace(str(self._folder / "profile"))
-            self._profiling = True
 
 
 def _made(folder: pathlib.Path, written: pathlib.Path) -> str:

@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from diffusionlab import config as config_lib
-from diffusionlab import registry, workdir  # progress notes the start
+from diffusionlab import registry, settings, workdir
 
 MODES = {
     "train": "train, or go on with a run (default)",
@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or str(pathlib.Path.home() / ".cache" / "diffusionlab" / "jax"),
         help="folder of compiled programs; 'off' for none (%(default)s)",
+    )
+    p.add_argument(
+        "--virtual_devices",
+        type=int,
+        default=0,
+        help="this many devices of a CPU, to try a mesh without the machine",
     )
     p.add_argument("--coordinator", help="several processes: host:port, or 'auto'")
     p.add_argument("--num_processes", type=int, default=1)
@@ -153,6 +159,7 @@ def run(argv: list[str]) -> int:
     if args.mode == "config":
         from diffusionlab import describe
 
+        print(config_lib.to_text(config), flush=True)
         print(describe.describe(config))
         return 0
     if args.mode == "train":
@@ -170,6 +177,9 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
 
     from diffusionlab import evaluate, experiment, inference, sample, sharding
 
+    if not sharding.fits(settings.Mesh(**config["mesh"])):
+        print(f"config.mesh {config['mesh']} is for another machine: data=-1 here")
+        config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
     built = experiment.build(config)
     mesh = sharding.make_mesh(built.mesh)
     ema = args.ema or inference.default_ema(built)
@@ -197,6 +207,10 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
 
 def _set_up_jax(args: argparse.Namespace) -> str:
     """Compilation cache and processes; returns where the cache is, or 'off'."""
+    if args.virtual_devices:
+        flag = f"--xla_force_host_platform_device_count={args.virtual_devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+        os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
     # Keep even what compiles in no time: a second start then compiles nothing.
@@ -235,8 +249,13 @@ def _is_message(error: BaseException) -> bool:
     while trace.tb_next:
         trace = trace.tb_next
     raised_in = trace.tb_frame.f_globals.get("__name__", "")
+    if isinstance(error, TypeError):  # elsewhere it is a mistake of ours
+        return raised_in in (config_lib.__name__, registry.__name__)
     return raised_in.startswith(("diffusionlab", "configs.", "_config_"))
 
 
 if __name__ == "__main__":
-    main()
+    # As a module of the package, not as "__main__": errors are then known as ours.
+    from diffusionlab.main import main as program
+
+    program()

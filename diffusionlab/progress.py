@@ -12,9 +12,6 @@ from __future__ import annotations
 import sys
 import time
 
-STARTED = time.monotonic()
-"""When this program started, to within the import of a few small modules."""
-
 
 def duration(seconds: float) -> str:
     """'1:02:03', '2:03' or '4 s'."""
@@ -53,17 +50,22 @@ class Clock:
         self._aside += seconds
 
     def stretch(self, step: int) -> dict[str, float]:
-        """Returns the figures since the last call, and starts the next stretch."""
-        now = time.perf_counter()
+        """Returns the figures since the last call, and starts the next stretch.
+
+        A stretch of no steps has none: it is one step, which was compiled or loaded.
+        """
+        now, steps = time.perf_counter(), step - self._step
         elapsed = max(now - self._time - self._aside, 1e-9)
-        per_step = elapsed / max(step - self._step, 1)
-        figures = {
-            "perf/examples_per_second": self._batch_size / per_step,
-            "perf/data_wait": self._waited / elapsed,
-            "perf/eta_seconds": per_step * (self.num_steps - step),
-        }
-        for name, rate in self._rates.items():
-            figures[f"perf/{name}"] = self._flops / per_step / rate
+        figures = {}
+        if steps:
+            per_step = elapsed / steps
+            figures = {
+                "perf/examples_per_second": self._batch_size / per_step,
+                "perf/data_wait": self._waited / elapsed,
+                "perf/eta_seconds": per_step * (self.num_steps - step),
+            }
+            for name, rate in self._rates.items():
+                figures[f"perf/{name}"] = self._flops / per_step / rate
         self._step, self._time, self._waited, self._aside = step, now, 0.0, 0.0
         return figures
 
@@ -75,12 +77,13 @@ def line(
     parts = [f"step {step:,}/{num_steps:,}"]
     if loss is not None:
         parts.append(f"loss {loss:.4f}")
-    parts.append(f"{figures['perf/examples_per_second']:,.0f} examples/s")
-    parts.append(f"data wait {figures['perf/data_wait']:.0%}")
-    if "perf/mfu" in figures:
+    if figures:
+        parts.append(f"{figures['perf/examples_per_second']:,.0f} examples/s")
+        parts.append(f"data wait {figures['perf/data_wait']:.0%}")
         parts.append(f"mfu {figures['perf/mfu']:.0%}")
     parts.append(f"checkpoint at {next_save:,}")
-    parts.append(f"ETA {duration(figures['perf/eta_seconds'])}")
+    if figures:
+        parts.append(f"ETA {duration(figures['perf/eta_seconds'])}")
     return " | ".join(parts)
 
 

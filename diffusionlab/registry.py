@@ -115,7 +115,10 @@ def parameters(where: str) -> dict[str, Parameter]:
     except ModuleNotFoundError:
         spec = None
     if spec is None:
-        raise ValueError(f"'{where}': there is no module '{module_name}'.")
+        raise ValueError(
+            f"'{where}': there is no module '{module_name}'; --plugins=FOLDER makes "
+            "those of a folder known."
+        )
     if spec.origin and spec.origin.endswith(".py"):
         tree = _parse(spec.origin)
         for node in tree.body:

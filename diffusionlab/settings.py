@@ -151,6 +151,11 @@ class Checkpoint:
     def __post_init__(self):
         _at_least(self, 1, "every", "keep", "barrier_timeout")
         _at_least(self, 0, "keep_every")
+        if self.keep_every % self.every:
+            raise ValueError(
+                f"keep_every: must be a multiple of every = {self.every}, got "
+                f"{self.keep_every}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,23 +24,33 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
+def fits(settings: Mesh) -> bool:
+    """Whether the sizes of the mesh multiply to the number of devices."""
+    return math.prod(_sizes(settings)) == jax.device_count()
+
+
+def _sizes(settings: Mesh) -> tuple[int, ...]:
+    """The sizes, with -1 replaced by what the devices leave, if they divide."""
+    sizes = [settings.data, settings.fsdp, settings.tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and jax.device_count() % known == 0:
+        sizes[sizes.index(-1)] = jax.device_count() // known
+    return tuple(sizes)
+
+
 def make_mesh(settings: Mesh) -> jax.sharding.Mesh:
     """Returns the mesh over all devices of all processes.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes = [settings.data, settings.fsdp, settings.tensor]
-    count = jax.device_count()
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and count % known == 0:
-        sizes[sizes.index(-1)] = count // known
-    if math.prod(sizes) != count:
+    if not fits(settings):
         raise ValueError(
             f"config.mesh: data x fsdp x tensor = {settings.data} x {settings.fsdp} x "
-            f"{settings.tensor} does not make the {count} devices present."
+            f"{settings.tensor} does not make the {jax.device_count()} "
+            "devices present."
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(_sizes(settings), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh) -> NamedSharding:

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusionlab import experiment as experiment_lib
 from diffusionlab import (
+    STARTED,
     flops,
     hooks,
     machine,
@@ -32,6 +32,8 @@ from diffusionlab import (
     workdir,
     writers,
 )
+from diffusionlab import config as config_lib
+from diffusionlab import experiment as experiment_lib
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
 from diffusionlab.data import pipeline
@@ -76,6 +78,9 @@ def train(
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     _check_batch(experiment, mesh)
+    # Everything is built before the directory is claimed: a mistake leaves no trace.
+    with jax.set_mesh(mesh):
+        steps, data = Steps(experiment, mesh), make_batches(experiment, mesh)
     timeout = experiment.checkpoint.barrier_timeout
     # No process may look at the directory while another is claiming it.
     multihost.barrier("check the run directory", timeout)
@@ -83,7 +88,7 @@ def train(
         workdir.claim(folder, config, asked or {}, machine.environment())
     multihost.barrier("claim the run directory", timeout)
     with jax.set_mesh(mesh):
-        return Loop(experiment, mesh, folder, resume).run()
+        return Loop(experiment, mesh, folder, resume, steps, data).run()
 
 
 def _check_batch(experiment: Experiment, mesh) -> None:
@@ -94,6 +99,20 @@ def _check_batch(experiment: Experiment, mesh) -> None:
             f"config.data.batch_size: a micro-batch has {micro} examples, which the "
             f"{shards} devices along 'data' and 'fsdp' do not divide."
         )
+
+
+def make_batches(experiment: Experiment, mesh) -> pipeline.Batches:
+    """Returns this process's part of the batches."""
+    return pipeline.Batches(
+        experiment.train_source,
+        batch_size=experiment.data.batch_size,
+        seed=experiment.seed,
+        augments=experiment.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=experiment.data.num_threads,
+        prefetch=experiment.data.prefetch,
+    )
 
 
 class Steps:
@@ -223,25 +242,21 @@ class Preemption:
 
 
 class Loop:
-    """One start of a run."""
+    """One start of a run.
 
-    def __init__(self, experiment, mesh, folder, resume):
+    Args:
+      experiment, mesh, folder, resume: as in `train`.
+      steps: the step of each phase.
+      data: this process's batches.
+    """
+
+    def __init__(self, experiment, mesh, folder, resume, steps, data):
         self.experiment, self.mesh, self.folder = experiment, mesh, folder
         self.preemption = Preemption()
         self.printer = progress.Printer() if multihost.is_main() else None
-        self.steps = Steps(experiment, mesh)
+        self.steps, self.data = steps, data
         self.say(self._placement_table())
         self.checkpoints = Checkpoints(folder, experiment.checkpoint)
-        self.data = pipeline.Batches(
-            experiment.train_source,
-            batch_size=experiment.data.batch_size,
-            seed=experiment.seed,
-            augments=experiment.augment,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=experiment.data.num_threads,
-            prefetch=experiment.data.prefetch,
-        )
         self.hooks_done = True
         self.start, self.state, self.gathered = self._begin(resume)
         self.writers = writers.open_writers(
@@ -252,7 +267,8 @@ class Loop:
             wandb=experiment.logging.wandb,
             config=experiment.config,
         )
-        self.hooks = hooks.make(experiment, mesh, folder, self.writers, self.say)
+        self.writers.text("config", config_lib.to_text(experiment.config))
+        self.hooks = hooks.Hooks(experiment, mesh, folder, self.writers, self.say)
         self.saved = self.start if self.checkpoints.steps() else None
 
     def say(self, text: str) -> None:
@@ -289,7 +305,8 @@ class Loop:
 
     def run(self) -> int:
         """Trains to the last step; returns the exit status."""
-        closing = (self.writers.close, self.data.close, self.checkpoints.close)
+        parts = (self.hooks, self.writers, self.data, self.checkpoints)
+        closing = [part.close for part in parts]
         try:
             status = self._run()
         except BaseException:
@@ -324,6 +341,7 @@ class Loop:
                 return False
             if step != self.start or not self.hooks_done:
                 self._due(step)
+            self.hooks.profile(step, self.state)
             waiting_since = time.perf_counter()
             local = next(self.data)
             self.clock.waited(time.perf_counter() - waiting_since)
@@ -337,7 +355,7 @@ class Loop:
 
     def _say_first_step(self) -> None:
         jax.block_until_ready(self.state.step)
-        seconds = time.monotonic() - progress.STARTED
+        seconds = time.monotonic() - STARTED
         self.say(f"first step done {seconds:.1f} s after the start of the program")
         self.clock.stretch(self.start + 1)
 

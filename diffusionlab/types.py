@@ -82,11 +82,18 @@ class Process(Protocol):
 
     schedule: Schedule
 
-    def prior(self, key: Array, shape: tuple[int, ...]) -> Array: ...
+    def prior_from(self, keys: Array, shape: tuple[int, ...]) -> Array: ...
     def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]: ...
     def predict(self, raw: Array, z_t: Array, t: Array) -> Prediction: ...
+    def target(self, x: Array, eps: Array, t: Array) -> Array: ...
+    def eps_error_scale(self, t: Array) -> Array: ...
     def posterior(
-        self, prediction: Prediction, z_t: Array, t: Array, s: Array
+        self,
+        prediction: Prediction,
+        z_t: Array,
+        t: Array,
+        s: Array,
+        noise_exponent: float = 0.0,
     ) -> tuple[Array, Array]: ...
 
 
@@ -240,7 +247,8 @@ class EvalResult(NamedTuple):
 class Evaluator(Protocol):
     """From (samples, data, losses) to named numbers and pictures.
 
-    `every` is in steps; 0 runs it only at the end of training and in mode eval.
+    `every` is in steps; 0 runs it only at the end of training and in mode eval. One
+    that does not suit every data source has `check(source)`, which raises ValueError.
     """
 
     every: int

@@ -266,3 +266,20 @@ def test_key_that_only_begins_like_one_that_may_change_is_a_conflict():
 def test_text_has_one_key_a_line():
     text = config_lib.to_text({"a": 1, "b": {"c": "x", "d": {}}})
     assert text == "a: 1\nb:\n  c: 'x'\n  d: {}"
+
+
+def test_text_that_looks_like_a_number_stays_text(smoke):
+    source = "{'name': 'npz', 'path': 'a.npz'}"
+    overrides = [f"data.source={source}", "data.source.path=2024_10_01"]
+    assert smoke("digits", *overrides)["data"]["source"]["path"] == "2024_10_01"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seed_out_of_range_is_refused(smoke, seed):
+    with pytest.raises(ValueError, match="config.seed: must be in"):
+        smoke("mixture", f"seed={seed}")
+
+
+def test_checkpoints_kept_for_ever_must_be_among_those_saved(smoke):
+    with pytest.raises(ValueError, match="checkpoint.keep_every: must be a multiple"):
+        smoke("mixture", "checkpoint.every=4", "checkpoint.keep_every=6")

@@ -104,3 +104,19 @@ def test_error_of_an_object_has_the_path_of_its_block(smoke):
     config = smoke("digits", "networks.denoiser.patch_size=3")
     with pytest.raises(ValueError, match=r"config\.networks\.denoiser\.patch_size: 3 "):
         experiment.build(config)
+
+
+def test_evaluator_for_other_data_is_refused_when_building(smoke):
+    config = smoke("digits", "evals={'exact': {'name': 'mixture'}}")
+    with pytest.raises(ValueError, match="config.evals.exact.name: the evaluator"):
+        experiment.build(config)
+
+
+def test_guidance_without_a_trained_null_class_is_refused(smoke):
+    config = smoke(
+        "digits",
+        "objective.label_dropout=0",
+        "guidance.classifier_free.guidance_scale=3",
+    )
+    with pytest.raises(ValueError, match="label_dropout=0 never trains"):
+        experiment.build(config)

@@ -110,3 +110,11 @@ def test_cache_is_a_folder_of_the_users_by_default(monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     cache = main.parser().parse_args([]).compilation_cache
     assert cache == os.path.expanduser("~/.cache/diffusionlab/jax")
+
+
+def test_mistake_is_one_line_when_run_as_a_module(program):
+    done = program("--cofig=x", check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "diffusionlab: error: --cofig=x: unknown flag; did you mean '--config'?\n"
+    )

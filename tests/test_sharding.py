@@ -202,3 +202,10 @@ def test_batch_is_split_over_data_and_fsdp():
     assert where.shard_shape((8, 3)) == (2, 3)
     whole = sharding.replicated(mesh(2, 2, 2))
     assert math.prod(whole.shard_shape((8, 3))) == np.prod((8, 3))
+
+
+def test_fits_says_whether_a_mesh_suits_the_devices():
+    assert sharding.fits(Mesh(data=-1, fsdp=4))
+    assert sharding.fits(Mesh(data=2, fsdp=4))
+    assert not sharding.fits(Mesh(data=-1, fsdp=16))
+    assert not sharding.fits(Mesh(data=1, fsdp=4))

@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.ema.main.decay = 0.9999
     config.ema.short = dict(name="power", sigma_rel=0.05)
     config.ema.long = dict(name="power", sigma_rel=0.10)
-    config.train = dict(num_steps=500_000)
+    config.train = dict(num_steps=500_000, micro_batches=4)
     config.mesh = dict(data=-1, fsdp=8, tensor=1)
     config.precision = dict(compute="bfloat16")
     config.sampler = dict(name="ancestral", num_steps=512, noise_exponent=0.3)

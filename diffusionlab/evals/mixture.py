@@ -94,13 +94,16 @@ class Mixture:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1.")
 
-    def __call__(self, context: types.EvalContext) -> types.EvalResult:
-        if not all(hasattr(context.test, name) for name in ("means", "weights", "std")):
-            raise TypeError(
-                "the evaluator 'mixture' needs the data source 'mixture', which knows "
-                f"its components; got {type(context.test).__name__}. "
-                "Change config.data.source or config.evals."
+    def check(self, source: types.Source) -> None:
+        """Raises ValueError unless the source knows its components."""
+        if not all(hasattr(source, name) for name in ("means", "weights", "std")):
+            raise ValueError(
+                "name: the evaluator 'mixture' needs the data source 'mixture', which "
+                f"knows its components; config.data.source is {type(source).__name__}."
             )
+
+    def __call__(self, context: types.EvalContext) -> types.EvalResult:
+        self.check(context.test)
         test = arrays.spread(context.test, self.num_samples)
         train = arrays.spread(context.train, self.num_samples)
         x, label = (np.asarray(part) for part in context.draw(self.num_samples))

@@ -41,7 +41,7 @@ class DiT(nn.Module):
         super().__post_init__()
         layers.check_transformer(self.width, self.num_heads, self.remat)
         height, width = self.spec.shape[0], self.spec.shape[1]
-        if height % self.patch_size or width % self.patch_size:
+        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"patch_size: {self.patch_size} does not divide images of "
                 f"{height} by {width}."

@@ -211,7 +211,7 @@ def check_transformer(width: int, num_heads: int, remat: str) -> None:
     Raises:
       ValueError: the width does not divide into heads, or the policy is unknown.
     """
-    if width % num_heads:
+    if width < 1 or num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads: {num_heads} does not divide the width {width}.")
     policies = [n for n in dir(jax.checkpoint_policies) if n.endswith("_saveable")]
     if remat and remat not in policies:

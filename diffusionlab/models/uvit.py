@@ -83,7 +83,7 @@ class UViT(nn.Module):
         super().__post_init__()
         layers.check_transformer(self.width, self.num_heads, self.remat)
         reduction = self.patch_size * 2 ** len(self.channels)
-        if any(side % reduction for side in self.spec.shape[:2]):
+        if reduction < 1 or any(side % reduction for side in self.spec.shape[:2]):
             raise ValueError(
                 f"channels, patch_size: reduce the image {reduction} times, which does "
                 f"not divide its sides {self.spec.shape[:2]}."

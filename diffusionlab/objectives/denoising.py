@@ -161,10 +161,6 @@ class Denoising:
         """Returns 'train' for every step."""
         return "train"
 
-    def transition(self, step: int) -> str | None:
-        """Returns None: the state changes by training alone."""
-        return None
-
     def _cond(self, t: Array, cond: Cond) -> Cond:
         return {**cond, "t": t, "logsnr": self.process.schedule.logsnr(t)}
 

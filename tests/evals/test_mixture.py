@@ -139,5 +139,5 @@ def test_sliced_wasserstein_of_a_shift_in_one_dimension_is_the_shift():
 
 def test_another_source_is_refused_by_name():
     other = context()._replace(test=[1, 2])
-    with pytest.raises(TypeError, match="got list"):
+    with pytest.raises(ValueError, match="is list"):
         mixture.Mixture()(other)
