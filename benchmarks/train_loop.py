@@ -48,6 +48,17 @@ def bare_step(built):
     return step
 
 
+def time_of_logging(loop, step: int) -> float:
+    """Median seconds of a log point when there is nothing left to compute."""
+    found = []
+    for _ in range(9):
+        jax.block_until_ready((loop.state, loop.gathered))
+        start = time.perf_counter()
+        loop._log(step)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--config", default="configs/digits/denoising.py")
@@ -88,14 +99,21 @@ def main() -> None:
             jax.block_until_ready(loop.state)
             ours.append(time.perf_counter() - start)
             done += args.steps
+        logged = time_of_logging(loop, done)
         loop.writers.close()
         loop.data.close()
+    per_step = statistics.median(ours) / args.steps
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     print(
         f"throughput of the loop / bare step: "
         f"{statistics.median(theirs) / statistics.median(ours):.3f} (rounds from "
         f"{ratios[0]:.3f} to {ratios[-1]:.3f}; "
-        f"{1e3 * statistics.median(ours) / args.steps:.2f} ms per step of ours)"
+        f"{1e3 * per_step:.2f} ms per step of ours)"
+    )
+    print(
+        f"a log point takes {1e3 * logged:.2f} ms: "
+        f"{logged / args.steps / per_step:.2%} of the time at one every {args.steps} "
+        "steps"
     )
 
 

@@ -67,8 +67,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             name="generated", shape=(64, 64, 3), num_classes=1000, size=128
         )
         config.networks.denoiser.update(
-            channels=(4, 8), num_blocks=1, width=16, num_layers=1, num_heads=2
+            channels=(8,), num_blocks=1, patch_size=4, width=16, num_layers=1
         )
-        config.networks.denoiser.emb_width = 16
+        config.networks.denoiser.update(num_heads=2, emb_width=16, remat="")
         config.mesh.fsdp = 1
+        config.train.micro_batches = 1
     return config
