@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ def check_ema(experiment: Experiment, name: str) -> None:
     if name == RAW or name in experiment.ema:
         return
     if name.startswith("sigma_rel="):
-        ema.gamma_of(float(name.partition("=")[2]))
+        _width(name)
         if any(isinstance(e, ema.Power) for e in experiment.ema.values()):
             return
         raise ValueError(
@@ -53,6 +53,35 @@ def of_state(experiment: Experiment, state: TrainState, name: str) -> dict[str, 
     return {role: source[role] for role in experiment.objective.samples_from}
 
 
+def _width(name: str) -> float:
+    """'sigma_rel=0.1' -> 0.1."""
+    try:
+        width = float(name.partition("=")[2])
+    except ValueError:
+        raise ValueError(
+            f"--ema: expected sigma_rel=WIDTH with a number, got '{name}'."
+        ) from None
+    try:
+        ema.gamma_of(width)
+    except ValueError as error:
+        raise ValueError(f"--ema: {error}") from None
+    return width
+
+
+def _updates(experiment: Experiment, role: str, steps: Sequence[int]) -> dict[int, int]:
+    """Returns step -> updates of a role that were finished then.
+
+    An average runs on these, not on the steps of other phases; see `train_step`.
+    """
+    phases, phase_of = experiment.objective.phases, experiment.objective.phase
+    training = {name for name, phase in phases.items() if role in phase.trains}
+    found, done, start = {}, 0, 0
+    for step in sorted(steps):
+        done += sum(phase_of(k) in training for k in range(start, step))
+        found[step], start = done, step
+    return found
+
+
 def restore(
     experiment: Experiment, checkpoints: Checkpoints, step: int, name: str, mesh
 ) -> dict[str, Params]:
@@ -65,25 +94,51 @@ def restore(
         reconstructed average ends: every checkpoint up to it takes part.
       name: of the average; see `check_ema`.
       mesh: where the parameters go.
+
+    Raises:
+      ValueError: what is stored does not reach 'sigma_rel=WIDTH'; names what does.
     """
     abstract = state_lib.abstract(experiment, mesh)
     roles = experiment.objective.samples_from
     if not name.startswith("sigma_rel="):
         return _restore_one(checkpoints, step, abstract, roles, name)
-    powers = {
-        n: e.sigma_rel for n, e in experiment.ema.items() if isinstance(e, ema.Power)
-    }
+    found = {}
+    for role in roles:
+        powers = {
+            n: e.sigma_rel
+            for n, e in experiment.ema.items()
+            if isinstance(e, ema.Power) and role in abstract.ema[n]
+        }
+        if powers:
+            terms = _terms(experiment, checkpoints, step, role, powers, _width(name))
+        else:
+            terms = [(step, RAW, 1.0)]
+        for at, average, coefficient in terms:
+            part = _restore_one(checkpoints, at, abstract, (role,), average)[role]
+            part = jax.tree.map(lambda p, c=coefficient: jnp.float32(c) * p, part)
+            found[role] = (
+                jax.tree.map(jnp.add, found[role], part) if role in found else part
+            )
+    return found
+
+
+def _terms(experiment, checkpoints, step, role, powers, width):
+    """Returns (checkpoint, name of a stored average, coefficient) of one role."""
     steps = [s for s in checkpoints.steps() if 0 < s <= step]
-    stored = [(s, n) for s in steps for n in powers]
-    coefficients = ema.reconstruction(
-        [(s, powers[n]) for s, n in stored], step, float(name.partition("=")[2])
-    )
-    total = None
-    for (s, n), coefficient in zip(stored, coefficients, strict=True):
-        part = _restore_one(checkpoints, s, abstract, roles, n)
-        part = jax.tree.map(lambda p, c=coefficient: jnp.float32(c) * p, part)
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return total
+    updates = _updates(experiment, role, [*steps, step])
+    # Where a role did not train in between, two checkpoints hold the same averages.
+    latest = {updates[s]: s for s in steps if updates[s]}
+    stored = [(count, n) for count in latest for n in powers]
+    try:
+        coefficients = ema.reconstruction(
+            [(count, powers[n]) for count, n in stored], updates[step], width
+        )
+    except ValueError as error:
+        raise ValueError(f"--ema: role '{role}', {error}") from None
+    return [
+        (latest[count], n, coefficient)
+        for (count, n), coefficient in zip(stored, coefficients, strict=True)
+    ]
 
 
 def _restore_one(checkpoints, step, abstract, roles, name) -> dict[str, Params]:

@@ -139,6 +139,69 @@ def test_stored_average_is_reconstructed_exactly():
         np.testing.assert_allclose(coefficients, np.eye(6)[i], atol=1e-6)
 
 
+@pytest.mark.parametrize("sigma_rel", [0.06, 0.07, 0.08, 0.09])
+def test_two_averages_of_one_checkpoint_reach_every_width_between(sigma_rel):
+    """As the configs keep them; an offset and a drift come through."""
+    for values in (trajectory(4000), np.linspace(5, 6, 4000), np.full(4000, 7.0)):
+        stored, averages = stored_averages((0.05, 0.10), (4000,), values)
+        truth = track(ema.Power(sigma_rel=sigma_rel), values)[-1]
+        coefficients = ema.reconstruction(stored, 4000, sigma_rel)
+        assert coefficients.sum() == pytest.approx(1, abs=1e-12)
+        assert abs(coefficients @ averages - truth) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("widths", "at", "sigma_rel"),
+    [
+        ((0.05, 0.10), (4000,), 0.25),
+        ((0.05, 0.10), (4000,), 0.02),
+        ((0.10,), (4000,), 0.05),
+        ((0.05,), range(1000, 4001, 1000), 0.1),
+    ],
+)
+def test_width_out_of_reach_is_an_error_that_names_what_is(widths, at, sigma_rel):
+    stored = [(s, w) for s in at for w in widths]
+    with pytest.raises(ValueError, match=f"do not reach {sigma_rel}: .*%") as error:
+        ema.reconstruction(stored, 4000, sigma_rel)
+    said = str(error.value)
+    named = ", ".join(f"{w:g}" for w in widths)
+    assert f"Stored: sigma_rel {named}; checkpoints: {len(at)}, from" in said
+    assert "config.checkpoint.keep_every" in said
+    nearest = float(said.partition("width they reach is ")[2].partition(". ")[0])
+    ema.reconstruction(stored, 4000, nearest)
+    beyond = nearest + 0.002 * np.sign(sigma_rel - nearest)
+    with pytest.raises(ValueError, match="do not reach"):
+        ema.reconstruction(stored, 4000, beyond)
+
+
+def test_a_step_long_after_the_last_checkpoint_is_out_of_reach():
+    with pytest.raises(ValueError, match=r"from 100 to 100 updates") as error:
+        ema.reconstruction([(100, 0.1)], 4000, 0.1)
+    assert "nearest" not in str(error.value)
+
+
+def test_nothing_stored_is_an_error():
+    with pytest.raises(ValueError, match="sigma_rel: there is no stored average"):
+        ema.reconstruction([], 4000, 0.1)
+
+
+def test_distance_is_that_of_the_profiles():
+    stored, grid = [(2, 0.1), (5, 0.2)], (np.arange(100_000) + 0.5) / 100_000 * 5
+    wanted, *profiles = (
+        np.where(
+            grid <= end,
+            (ema.gamma_of(w) + 1) * (grid / end) ** ema.gamma_of(w) / end,
+            0,
+        )
+        for end, w in ((5, 0.15), *stored)
+    )
+    coefficients, distance = ema._combination(stored, 5, 0.15)
+    off = coefficients @ np.array(profiles) - wanted
+    assert distance == pytest.approx(
+        (off**2).mean() ** 0.5 / (wanted**2).mean() ** 0.5, rel=1e-3
+    )
+
+
 def test_inner_products_are_those_of_the_profiles():
     grid = (np.arange(200_000) + 0.5) / 200_000 * 5
     for s, g, s2, g2 in ((2, 3.0, 5, 1.5), (5, 1.5, 2, 3.0), (4, 2.0, 4, 2.0)):
