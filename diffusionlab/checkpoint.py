@@ -2,22 +2,27 @@
 
 A checkpoint holds `state` (parameters, optimisers, averages), `gathered` (the metrics
 since the last row of metrics.jsonl), `data` (the position in the data) and
-`meta`. A checkpoint that was never finished is not one; one that cannot be read is
-named, and nothing falls back to another unless told so.
+`meta`. A checkpoint that was never finished is not one; one that is damaged or cannot
+be read is named, and nothing falls back to another unless told so. Processes that
+restore together succeed or fail together.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from diffusionlab import multihost
 from diffusionlab.settings import Checkpoint
 from diffusionlab.state import TrainState
 
@@ -41,6 +46,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message says which and what to do."""
 
 
+class DamagedError(CheckpointError):
+    """Its files are incomplete or corrupt: it will never be read."""
+
+
+# How TensorStore begins its messages about data that are missing or fail their check
+# sums. A disk, a network or a memory that fails has other words.
+_BAD_DATA = re.compile(r"(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION)\b")
+_BAD_FILES = (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError)
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether the cause of an error while reading lies in the checkpoint itself."""
+    damage = False
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _BAD_FILES) or _BAD_DATA.match(str(cause)):
+            damage = True
+        elif isinstance(cause, OSError | MemoryError | jax.errors.JaxRuntimeError):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return damage
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -56,7 +84,7 @@ class Checkpoints:
                 f"{self.folder}: this run has no checkpoints yet; train it first."
             )
         self._saving: int | None = None
-        timeout = settings.barrier_timeout if settings else 600
+        self._timeout = timeout = settings.barrier_timeout if settings else 600
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -99,7 +127,7 @@ class Checkpoints:
         # The library would raise an error of the save before as one of this.
         self.wait()
         self._saving = step
-        with self._writing(step):
+        with _writing(self.folder, step):
             self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
@@ -108,29 +136,59 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written.
         """
-        with self._writing(self._saving):
+        with _writing(self.folder, self._saving):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
         self._manager.close()
 
-    def _writing(self, step: int | None) -> _Wrapped:
-        return _Wrapped(
-            f"{self.folder}: checkpoint {step} could not be written",
-            "The checkpoints before it are whole: free space or mend the disk, and run "
-            "the same command again",
-        )
+    def _read(self, step: int, items: tuple[str, ...], read: Callable[[], Any]) -> Any:
+        """Returns `read()` if every process can read the checkpoint.
 
-    def _reading(self, step: int) -> _Wrapped:
+        Raises:
+          DamagedError: it is damaged for one of them, and no other error was met.
+          CheckpointError: it could not be read, for another reason.
+        """
+        found, error = None, None
+        try:
+            for item in items:
+                # Without it the library takes the arrays for other ones.
+                kept = "metadata" if item in ("data", "meta") else "_METADATA"
+                (self.path(step) / item / kept).stat()
+            found = read()
+        # The library passes on errors of many kinds from its own back ends.
+        except Exception as raised:
+            error = raised
+        kind = 0 if error is None else 1 if _is_damage(error) else 2
+        kinds = multihost.all_of(f"who can read step {step}", kind, self._timeout)
+        # Where only some fail, the others may wait in the library, until the limit.
+        worst = max(kind, *kinds)
+        if worst == 0:
+            return found
+        if error is None:
+            cause = f"process {kinds.index(worst)} failed, and says why"
+        else:
+            cause = _first_line(error)
+        if worst == 1:
+            raise DamagedError(
+                f"{self.path(step)}: this checkpoint is damaged: {cause}. "
+                f"{self._older(step)}."
+            ) from error
+        raise CheckpointError(
+            f"{self.path(step)}: this checkpoint could not be read: {cause}. It may be "
+            "whole, and stays where it is: mend the cause and run the same command "
+            "again."
+        ) from error
+
+    def _older(self, step: int) -> str:
         older = [s for s in self._manager.all_steps() if s < step]
-        hint = (
+        if not older:
+            return "There is none before it"
+        return (
             f"The one before it is of step {max(older)}: --resume=newest_whole goes on "
             "from the newest that can be read"
-            if older
-            else "There is none before it"
         )
-        return _Wrapped(f"{self.path(step)}: this checkpoint is damaged", hint)
 
     def restore(
         self, step: int, state: TrainState, gathered: Mapping[str, Any]
@@ -145,18 +203,18 @@ class Checkpoints:
           state, gathered, data, meta.
 
         Raises:
-          CheckpointError: it is damaged.
+          DamagedError: it is damaged.
+          CheckpointError: it could not be read.
         """
-        with self._reading(step):
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=_restore_args(_as_dict(state)),
-                    gathered=_restore_args(dict(gathered)),
-                    data=ocp.args.JsonRestore(),
-                    meta=ocp.args.JsonRestore(),
-                ),
-            )
+        args = ocp.args.Composite(
+            state=_restore_args(_as_dict(state)),
+            gathered=_restore_args(dict(gathered)),
+            data=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore(),
+        )
+        found = self._read(
+            step, tuple(args), lambda: self._manager.restore(step, args=args)
+        )
         restored = TrainState(**found["state"])
         return restored, found["gathered"], found["data"], found["meta"]
 
@@ -169,40 +227,44 @@ class Checkpoints:
             `{'ema': {'main': {'denoiser': shapes}}}`.
 
         Raises:
-          CheckpointError: it is damaged.
+          DamagedError: it is damaged.
+          CheckpointError: it could not be read.
         """
-        with self._reading(step):
-            args = ocp.args.Composite(state=_restore_args(part, partial=True))
-            return self._manager.restore(step, args=args)["state"]
+        args = ocp.args.Composite(state=_restore_args(part, partial=True))
+        read = lambda: self._manager.restore(step, args=args)["state"]  # noqa: E731
+        return self._read(step, tuple(args), read)
 
     def set_aside(self, step: int) -> pathlib.Path:
         """Moves a damaged checkpoint out of the way, and returns where it lies now."""
         kept = self.folder.parent / "damaged" / str(step)
+        multihost.barrier(f"set step {step} aside", self._timeout)
         if jax.process_index() == 0:
             kept.parent.mkdir(exist_ok=True)
             while kept.exists():
                 kept = kept.with_name(kept.name + "_again")
             os.replace(self.path(step), kept)
+        multihost.barrier(f"step {step} was set aside", self._timeout)
         self._manager.reload()
         return kept
 
 
-class _Wrapped:
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path, step: int | None) -> Iterator[None]:
     """Turns whatever a storage library raises into one line about a checkpoint."""
+    try:
+        yield
+    # The library passes on errors of many kinds from its own back ends.
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: checkpoint {step} could not be written: {_first_line(error)}. "
+            "The checkpoints before it are whole: free space or mend the disk, and run "
+            "the same command again."
+        ) from error
 
-    def __init__(self, what: str, hint: str):
-        self.what, self.hint = what, hint
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        # The library passes on errors of many kinds from its own back ends.
-        if isinstance(error, Exception):
-            cause = str(error).strip().splitlines() or [kind.__name__]
-            raise CheckpointError(
-                f"{self.what}: {cause[0][:300]}. {self.hint}."
-            ) from error
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -69,6 +69,17 @@ class Evaluation:
 
     def _context(self, params, step) -> EvalContext:
         experiment = self._experiment
+        timeout = experiment.checkpoint.barrier_timeout
+
+        def loss(batch, index):
+            with multihost.together("a batch of losses", timeout):
+                return jax.device_get(self._loss(params, batch, index))
+
+        def predict(z, t, label=None):
+            if jax.process_count() == 1:
+                return self._predict(params, z, t, label)
+            with multihost.together("a batch of predictions", timeout):
+                return jax.block_until_ready(self._predict(params, z, t, label))
 
         return EvalContext(
             step=step,
@@ -76,8 +87,8 @@ class Evaluation:
             train=experiment.train_source,
             test=experiment.test_source,
             draw=lambda num: self.draw_examples(params, num),
-            loss=lambda batch, index: jax.device_get(self._loss(params, batch, index)),
-            predict=lambda z, t, label=None: self._predict(params, z, t, label),
+            loss=loss,
+            predict=predict,
             process=experiment.process,
         )
 
@@ -126,13 +137,19 @@ def evaluate(
       folder: the run directory.
       step: of the checkpoint; None is the newest.
       ema: name of the average; see `inference.check_ema`.
-      follow: go on with each new checkpoint; ends after that of the last step.
+      follow: wait for the first checkpoint, and go on with each new one; ends after
+        that of the last step, so of a run that stopped early it waits for the rest.
       poll_seconds: how often to look for a new one.
 
     Raises:
       ValueError: there is no checkpoint of that step.
     """
     inference.check_ema(experiment, ema)
+    if follow and not workdir.saved_steps(folder):
+        if multihost.is_main():
+            print(f"'{folder}' has no checkpoint yet; waiting for it", flush=True)
+        while not workdir.saved_steps(folder):
+            time.sleep(poll_seconds)
     checkpoints = Checkpoints(folder)
     evaluation = Evaluation(experiment, mesh, folder)
     variant = "" if ema == inference.default_ema(experiment) else f"ema-{ema}_"
@@ -143,6 +160,11 @@ def evaluate(
         text = json.dumps(inference.sampler_record(experiment), sort_keys=True)
         variant += f"sampler-{zlib.crc32(text.encode()):08x}_"
 
+    def agreed(number: int) -> int:
+        """What process 0 sees: the run may save between the looks of two."""
+        timeout = experiment.checkpoint.barrier_timeout
+        return multihost.all_of("which checkpoint", number, timeout)[0]
+
     def one(chosen):
         params = inference.restore(experiment, checkpoints, chosen, ema, mesh)
         numbers = evaluation.run(params, chosen, experiment.evals, variant)
@@ -150,25 +172,23 @@ def evaluate(
             print(f"step {chosen}, ema {ema}:\n{table(numbers)}", flush=True)
 
     if not follow:
-        one(chosen_step(checkpoints, step))
+        one(agreed(chosen_step(checkpoints, step)))
         return
     done: set[int] = set()
     last = experiment.train.num_steps
     while last not in done:
-        new = [s for s in checkpoints.steps() if s not in done]
-        for chosen in new:
-            try:
-                one(chosen)
-            except CheckpointError:
-                if chosen in checkpoints.steps():
-                    raise
-                # The run keeps only so many, and went on while we evaluated others.
-                print(
-                    f"step {chosen}: its checkpoint was removed meanwhile", flush=True
-                )
-            done.add(chosen)
-        if not new:
+        chosen = agreed(min(set(checkpoints.steps()) - done, default=-1))
+        if chosen < 0:
             time.sleep(poll_seconds)
+            continue
+        try:
+            one(chosen)
+        except CheckpointError:
+            if agreed(chosen in checkpoints.steps()):
+                raise
+            # The run keeps only so many, and went on while we evaluated others.
+            print(f"step {chosen}: its checkpoint was removed meanwhile", flush=True)
+        done.add(chosen)
 
 
 def chosen_step(checkpoints: Checkpoints, step: int | None) -> int:

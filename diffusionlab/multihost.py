@@ -7,9 +7,10 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 
 WAITED_TOO_LONG = 76
 """Exit status of a process whose wait for the others ran out."""
@@ -32,7 +33,8 @@ def initialize(
         with waiting("joining the processes of this cluster", timeout):
             jax.distributed.initialize(**limit)
         return
-    with waiting(f"joining {num_processes} processes at {coordinator}", timeout):
+    what = f"joining {num_processes} processes at {coordinator}"
+    with waiting(what, timeout, f"{process_id}/{num_processes}"):
         jax.distributed.initialize(
             coordinator,
             num_processes,
@@ -43,18 +45,23 @@ def initialize(
 
 
 @contextlib.contextmanager
-def waiting(what: str, seconds: float) -> Iterator[None]:
+def waiting(what: str, seconds: float, who: str = "") -> Iterator[None]:
     """Limits a wait for other processes.
 
     When the time runs out, says what this process waits for, dumps the stacks of all
     its threads and ends it with status `WAITED_TOO_LONG`: a hang would keep the
     machines of the whole job.
+
+    Args:
+      what: is waited for.
+      seconds: how long at most.
+      who: 'i/n', this process of how many; by default its id.
     """
 
     def give_up():
         print(
-            f"process {os.getpid()}: waited {seconds:.0f} s at '{what}'; another "
-            "process is lost or stuck. Stacks follow; exiting.",
+            f"process {who or os.getpid()}: waited {seconds:.0f} s at '{what}'; "
+            "another process is lost or stuck. Stacks follow; exiting.",
             file=sys.stderr,
             flush=True,
         )
@@ -72,8 +79,9 @@ def waiting(what: str, seconds: float) -> Iterator[None]:
 
 def together(what: str, seconds: float) -> contextlib.AbstractContextManager:
     """Returns `waiting` for what processes do together; alone, work has no limit."""
-    alone = jax.process_count() == 1
-    return contextlib.nullcontext() if alone else waiting(what, seconds)
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    return waiting(what, seconds, f"{jax.process_index()}/{jax.process_count()}")
 
 
 def is_main() -> bool:
@@ -87,5 +95,35 @@ def barrier(name: str, seconds: float) -> None:
         return
     from jax.experimental import multihost_utils
 
-    with waiting(f"barrier {name}", seconds):
+    with together(f"barrier {name}", seconds):
         multihost_utils.sync_global_devices(name)
+
+
+def all_of(what: str, number: int, seconds: float) -> list[int]:
+    """Returns the number that each process gives, by process; waits with a limit."""
+    if jax.process_count() == 1:
+        return [number]
+    from jax.experimental import multihost_utils
+
+    with together(what, seconds):
+        found = multihost_utils.process_allgather(np.asarray(number, np.int32))
+    return np.asarray(found).tolist()
+
+
+def on_main(what: str, work: Callable[[], None], seconds: float) -> None:
+    """Runs `work` on process 0 while the others wait; all fail if it fails.
+
+    Raises:
+      RuntimeError: on the others, if it raised on process 0.
+    """
+    error = None
+    if is_main():
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    failed = all_of(what, int(error is not None), seconds)[0]
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError(f"process 0 could not {what}; it says why.")

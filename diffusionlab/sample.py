@@ -3,7 +3,8 @@
 Sample i is a function of (seed, i) alone. The job is cut into parts of equal size; a
 part is written whole or not at all, so an interrupted job continues where it stopped,
 and processes started with --part=0/2 and --part=1/2 split it. Whoever finishes the
-last part joins them.
+last part joins them. The newest checkpoint of a run that goes on is another one later:
+--step keeps to one.
 """
 
 from __future__ import annotations
@@ -57,7 +58,15 @@ def sample(
     inference.check_ema(experiment, ema)
     _check(experiment, num_samples, label, batch_size, part)
     checkpoints = Checkpoints(folder)
-    step = evaluate.chosen_step(checkpoints, step)
+    timeout = experiment.checkpoint.barrier_timeout
+    newest = evaluate.chosen_step(checkpoints, step)
+    newest = multihost.all_of("which checkpoint", newest, timeout)[0]
+    if step is None and part[1] > 1 and not _is_finished(folder, newest):
+        raise ValueError(
+            f"--part: '{folder}' is not finished, and its newest checkpoint may be "
+            f"another one for each part; give --step={newest} to all of them."
+        )
+    step = newest
     name = f"step_{step:08d}_ema-{ema}_seed-{seed}_n-{num_samples}"
     name += "" if label is None else f"_label-{label}"
     out = out or folder / "samples" / name
@@ -77,7 +86,6 @@ def sample(
     starts = list(range(0, num_samples, batch_size))
     todo = [s for s in starts[part[0] :: part[1]] if not _part_file(out, s).exists()]
     # No part is joined before each of several processes has seen which are there.
-    timeout = experiment.checkpoint.barrier_timeout
     multihost.barrier("look for parts", timeout)
     if todo:
         params = inference.restore(experiment, checkpoints, step, ema, mesh)
@@ -109,6 +117,12 @@ def _check(experiment, num_samples, label, batch_size, part) -> None:
         )
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"--part: expected K/N with 0 <= K < N, got {part}.")
+
+
+def _is_finished(folder: pathlib.Path, step: int) -> bool:
+    """Whether the run ended at `step`: it will have no newer checkpoint."""
+    result = folder / "result.json"
+    return result.is_file() and json.loads(result.read_text())["step"] == step
 
 
 def _claim(out: pathlib.Path, job: dict) -> None:

@@ -35,7 +35,7 @@ from diffusionlab import (
 from diffusionlab import config as config_lib
 from diffusionlab import experiment as experiment_lib
 from diffusionlab import state as state_lib
-from diffusionlab.checkpoint import CheckpointError, Checkpoints
+from diffusionlab.checkpoint import Checkpoints, DamagedError
 from diffusionlab.data import pipeline
 from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
@@ -70,7 +70,7 @@ def train(
 
     Raises:
       ValueError, FileNotFoundError: the config cannot be built.
-      WorkdirError: the folder belongs to another run.
+      WorkdirError: the folder belongs to another run, or is being trained in.
       CheckpointError: a checkpoint is damaged or could not be written.
       NonFiniteError: training diverged.
     """
@@ -84,10 +84,15 @@ def train(
     timeout = experiment.checkpoint.barrier_timeout
     # No process may look at the directory while another is claiming it.
     multihost.barrier("check the run directory", timeout)
-    if multihost.is_main():
-        workdir.claim(folder, config, asked or {}, machine.environment())
-    multihost.barrier("claim the run directory", timeout)
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as held, jax.set_mesh(mesh):
+
+        def claim():
+            held.enter_context(workdir.lock(folder))
+            # Another start may have come and gone since we looked.
+            workdir.check(folder, config, resume)
+            workdir.claim(folder, config, asked or {}, machine.environment())
+
+        multihost.on_main("claim the run directory", claim, timeout)
         return Loop(experiment, mesh, folder, resume, steps, data).run()
 
 
@@ -103,13 +108,13 @@ def _check_batch(experiment: Experiment, mesh) -> None:
 
 def make_batches(experiment: Experiment, mesh) -> pipeline.Batches:
     """Returns this process's part of the batches."""
+    size = experiment.data.batch_size
     return pipeline.Batches(
         experiment.train_source,
-        batch_size=experiment.data.batch_size,
+        batch_size=size,
         seed=experiment.seed,
         augments=experiment.augment,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=pipeline.rows_of(sharding.batch_sharding(mesh), size),
         num_threads=experiment.data.num_threads,
         prefetch=experiment.data.prefetch,
     )
@@ -215,6 +220,7 @@ def step_flops(experiment: Experiment, steps: Steps) -> int:
 class Preemption:
     """Notices SIGTERM; with several processes all of them agree on the step."""
 
+    timeout: float
     asked: bool = False
 
     def __post_init__(self):
@@ -233,7 +239,8 @@ class Preemption:
             return self.asked
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        with multihost.together(f"whether to stop at step {step}", self.timeout):
+            return multihost_utils.reached_preemption_sync_point(step)
 
     def nothing_to_save(self) -> None:
         """From here on SIGTERM ends the process at once, to be started again."""
@@ -252,7 +259,7 @@ class Loop:
 
     def __init__(self, experiment, mesh, folder, resume, steps, data):
         self.experiment, self.mesh, self.folder = experiment, mesh, folder
-        self.preemption = Preemption()
+        self.preemption = Preemption(experiment.checkpoint.barrier_timeout)
         self.printer = progress.Printer() if multihost.is_main() else None
         self.steps, self.data = steps, data
         self.say(self._placement_table())
@@ -290,7 +297,7 @@ class Loop:
                     state, gathered, data, meta = self.checkpoints.restore(
                         found[-1], self.steps.state, self.steps.abstract_gathered()
                     )
-            except CheckpointError as error:
+            except DamagedError as error:
                 if resume != "newest_whole" or len(found) == 1:
                     raise
                 aside = self.checkpoints.set_aside(found.pop())
@@ -300,6 +307,8 @@ class Loop:
             self.hooks_done = meta["hooks_done"]
             self.say(f"resumed from step {found[-1]} of {self.checkpoints.folder}")
             return found[-1], state, gathered
+        if (self.folder / writers.METRICS_FILE).is_file():
+            self.say("no checkpoint yet: starting at step 0")
         state = state_lib.init(self.experiment, self.mesh)
         return 0, state, self.steps.empty()
 
@@ -365,13 +374,15 @@ class Loop:
         self.hooks.due(step, self.state)
         self.clock.aside(time.perf_counter() - since)
         if step % self.experiment.checkpoint.every == 0:
-            self.writers.flush()
             self._save(step, hooks_done=True)
 
     def _global(self, local: Mapping[str, np.ndarray]):
         where = sharding.batch_sharding(self.mesh)
+        size = self.experiment.data.batch_size
         return {
-            name: jax.make_array_from_process_local_data(where, array)
+            name: jax.make_array_from_process_local_data(
+                where, array, (size, *array.shape[1:])
+            )
             for name, array in local.items()
         }
 
@@ -443,6 +454,8 @@ class Loop:
         """
         if step == self.saved:
             return
+        # A resume drops rows after the checkpoint, and repeats none before it.
+        self.writers.flush()
         timeout = self.experiment.checkpoint.barrier_timeout
         with multihost.together(f"saving step {step}", timeout):
             self._check_finite(jax.device_get(self.gathered), step)

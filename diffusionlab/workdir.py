@@ -4,6 +4,7 @@
     overrides.json     what was asked for: config file, overrides
     environment.json   versions, devices, revision of the code; a list, one per start
     metrics.jsonl      one row per log point
+    lock               held while a process trains here: who, and since when
     checkpoints/  samples/  evals/  tensorboard/  report.html
 
 Nothing here imports JAX: a directory of another config is refused at once.
@@ -11,13 +12,21 @@ Nothing here imports JAX: a directory of another config is refused at once.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import errno
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusionlab import config as config_lib
+from diffusionlab import writers
+
+LOCK_FILE = "lock"
 
 
 class WorkdirError(RuntimeError):
@@ -29,6 +38,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: the directory holds no run.
+      WorkdirError: its config is damaged.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -36,7 +46,33 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"--workdir: '{workdir}' holds no run (there is no config.json); train "
             "with --config=... first."
         )
-    return json.loads(path.read_text())
+    return _read_json(path)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # of the JSON, or of the encoding
+        raise WorkdirError(
+            f"--workdir: '{path}' is damaged ({error}); mend it, or give another "
+            "--workdir."
+        ) from None
+
+
+def _has_entries(workdir: pathlib.Path) -> bool:
+    """Whether there is anything but the lock of a start that wrote nothing."""
+    try:
+        names = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
+    except OSError as error:
+        raise _unusable(workdir, error) from None
+    return bool(names - {LOCK_FILE})
+
+
+def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
+    return WorkdirError(
+        f"--workdir: '{workdir}' cannot be a run directory: {error.strerror}; give "
+        "another."
+    )
 
 
 def check(workdir: pathlib.Path, config: Mapping[str, Any], resume: str) -> None:
@@ -44,28 +80,31 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], resume: str) -> None
 
     Raises:
       WorkdirError: the directory belongs to another config, holds something else, has
-        more steps than the config, or `resume` is 'never' and a run is there.
+        more steps than the config, has lost its checkpoints, or `resume` is 'never'
+        and a run is there.
     """
-    if not workdir.exists():
+    if not _has_entries(workdir):
         return
     if not (workdir / "config.json").is_file():
-        if any(workdir.iterdir()):
-            raise WorkdirError(
-                f"--workdir: '{workdir}' is not empty and holds no run; give another."
-            )
-        return
+        raise WorkdirError(
+            f"--workdir: '{workdir}' is not empty and holds no run; give another."
+        )
     if resume == "never":
         raise WorkdirError(
             f"--workdir: '{workdir}' holds a run, and --resume=never does not "
             "continue one; give another directory."
         )
-    found = config_lib.conflicts(read_config(workdir), config)
+    stored = read_config(workdir)
+    found = config_lib.conflicts(stored, config)
     if found:
         raise WorkdirError(
             f"--workdir: '{workdir}' holds a run of another config; give another "
             "directory, or undo: " + "; ".join(found)
         )
-    done = max(_saved_steps(workdir), default=0)
+    saved = saved_steps(workdir)
+    if not saved:
+        _check_never_saved(workdir, stored["checkpoint"]["every"])
+    done = max(saved, default=0)
     if done and config["train"]["num_steps"] < done:
         raise WorkdirError(
             f"config.train.num_steps: {config['train']['num_steps']} is less than the "
@@ -74,9 +113,66 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], resume: str) -> None
         )
 
 
-def _saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints: folders named by a number are finished ones."""
-    return [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit()]
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of the finished checkpoints, folders named by a number."""
+    folders = workdir.glob("checkpoints/*")
+    return sorted(int(p.name) for p in folders if p.name.isdigit())
+
+
+def _check_never_saved(workdir: pathlib.Path, every: int) -> None:
+    """Checks that a run without checkpoints has not lost them, and may start afresh.
+
+    Rows are written while the first save is under way, which may then fail; they end
+    where the second one waits for it.
+    """
+    metrics, result = workdir / writers.METRICS_FILE, workdir / "result.json"
+    rows = writers.read_rows(metrics) if metrics.is_file() else []
+    last = max((row["step"] for row in rows), default=0)
+    gone = rows and not (workdir / "checkpoints").is_dir()
+    if gone or last > 2 * every or result.is_file():
+        raise WorkdirError(
+            f"--workdir: '{workdir}' holds a run (rows up to step {last}), but its "
+            "checkpoints are gone: give another --workdir, or remove "
+            f"{metrics.name} and {result.name} there to start again at step 0."
+        )
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training here until it is left or this one ends.
+
+    Makes the directory. The lock goes with the process, however that ends; the file
+    stays, and is empty when nobody holds it.
+
+    Raises:
+      WorkdirError: another process holds it, or the directory cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise _unusable(workdir, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise WorkdirError(
+                f"--workdir: '{workdir}' is being trained in by {file.read().strip()}; "
+                "wait for it or end it."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise _unusable(workdir, error) from None
+            print(f"'{workdir}': no locks here; do not start this run twice at a time")
+        file.truncate(0)
+        since = datetime.datetime.now().isoformat(" ", "seconds")
+        file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {since}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def claim(
@@ -95,7 +191,7 @@ def claim(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    old = json.loads(path.read_text()) if path.is_file() else None
+    old = _read_json(path) if path.is_file() else None
     if old is not None and old != config:
         number = len(list(workdir.glob("config.*.json")))
         write_json(workdir / f"config.{number}.json", old)
@@ -103,7 +199,7 @@ def claim(
         write_json(path, config)
     for name, record in (("overrides", asked), ("environment", environment)):
         file = workdir / f"{name}.json"
-        records = json.loads(file.read_text()) if file.is_file() else []
+        records = _read_json(file) if file.is_file() else []
         write_json(file, [*records, record])
 
 

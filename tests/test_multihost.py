@@ -3,6 +3,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 from diffusionlab import multihost
 
 STUCK = """
@@ -12,7 +14,7 @@ from diffusionlab import multihost
 def stand_still():
     time.sleep(60)
 
-with multihost.waiting("barrier of the test", 0.2):
+with multihost.waiting("barrier of the test", 0.2, "1/2"):
     stand_still()
 """
 
@@ -24,7 +26,10 @@ def test_wait_without_end_names_the_barrier_dumps_stacks_and_exits():
     )
     assert done.returncode == multihost.WAITED_TOO_LONG == 76
     assert time.monotonic() - start < 45
-    assert "at 'barrier of the test'; another process is lost" in done.stderr
+    assert (
+        "process 1/2: waited 0 s at 'barrier of the test'; another process is lost"
+        in done.stderr
+    )
     assert "in stand_still" in done.stderr
 
 
@@ -48,10 +53,24 @@ def test_error_during_a_wait_stops_the_timer_and_is_not_hidden():
     assert threading.active_count() == before
 
 
+def test_what_fails_on_process_0_fails_everywhere(monkeypatch):
+    def work():
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        multihost.on_main("write", work, 0.0)
+    monkeypatch.setattr(multihost, "is_main", lambda: False)
+    multihost.on_main("write", work, 0.0)
+    monkeypatch.setattr(multihost, "all_of", lambda *_: [1, 0])
+    with pytest.raises(RuntimeError, match="process 0 could not write"):
+        multihost.on_main("write", work, 0.0)
+
+
 def test_one_process_waits_for_nobody(monkeypatch):
     def never(*_):
         raise AssertionError
 
     monkeypatch.setattr(multihost, "waiting", never)
     multihost.barrier("alone", 0.0)
+    assert multihost.all_of("alone", 3, 0.0) == [3]
     assert multihost.is_main()

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -7,9 +9,10 @@ import pytest
 from diffusionlab import workdir
 from diffusionlab.workdir import WorkdirError
 
-CONFIG = {"seed": 0, "train": {"num_steps": 10, "micro_batches": 1}}
-LONGER = {"seed": 0, "train": {"num_steps": 20, "micro_batches": 1}}
-OTHER = {"seed": 1, "train": {"num_steps": 10, "micro_batches": 1}}
+SAVES = {"checkpoint": {"every": 4}}
+CONFIG = {"seed": 0, "train": {"num_steps": 10, "micro_batches": 1}, **SAVES}
+LONGER = {"seed": 0, "train": {"num_steps": 20, "micro_batches": 1}, **SAVES}
+OTHER = {"seed": 1, "train": {"num_steps": 10, "micro_batches": 1}, **SAVES}
 
 
 def claim(folder, config=CONFIG, start=1):
@@ -83,6 +86,83 @@ def test_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         workdir.write_json(path, {"a": object()})
     assert listing(tmp_path) == {"x.json": '{\n  "a": 1\n}\n'}
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(WorkdirError, match="'.*/file' cannot be .*Not a directory"):
+        workdir.check(file, CONFIG, "auto")
+    with (
+        pytest.raises(WorkdirError, match="'.*/file/run' cannot be .*Not a directory"),
+        workdir.lock(file / "run"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["config", "environment"])
+def test_a_torn_record_is_named(tmp_path, name):
+    claim(tmp_path)
+    path = tmp_path / f"{name}.json"
+    path.write_text(path.read_text()[:5])
+    with pytest.raises(WorkdirError, match=f"{name}.json' is damaged"):
+        workdir.check(tmp_path, CONFIG, "auto")
+        claim(tmp_path)
+
+
+def rows(folder, *steps):
+    lines = (json.dumps({"step": step}) + "\n" for step in steps)
+    (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_start_afresh(tmp_path):
+    claim(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    # Killed before the first save, or while it was under way.
+    rows(tmp_path, 2, 4, 8)
+    workdir.check(tmp_path, CONFIG, "auto")
+
+    rows(tmp_path, 2, 4, 9)
+    with pytest.raises(WorkdirError, match="up to step 9.*checkpoints are gone"):
+        workdir.check(tmp_path, CONFIG, "auto")
+    (tmp_path / "checkpoints" / "8").mkdir()
+    workdir.check(tmp_path, CONFIG, "auto")
+    shutil.rmtree(tmp_path / "checkpoints")
+    rows(tmp_path, 1)
+    with pytest.raises(WorkdirError, match="up to step 1.*checkpoints are gone"):
+        workdir.check(tmp_path, CONFIG, "auto")
+    (tmp_path / "metrics.jsonl").unlink()
+    workdir.check(tmp_path, CONFIG, "auto")
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="checkpoints are gone"):
+        workdir.check(tmp_path, CONFIG, "auto")
+
+
+HOLD = """
+import pathlib, sys, time
+from diffusionlab import workdir
+with workdir.lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_trains_in_a_directory(tmp_path):
+    """Until it ends, however it ends."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            said = f"trained in by host .*, pid {other.pid}, since 20"
+            with pytest.raises(WorkdirError, match=said), workdir.lock(folder):
+                pass
+            workdir.check(folder, CONFIG, "never")
+        finally:
+            other.kill()
+    with workdir.lock(folder):
+        assert f"pid {os.getpid()}" in (folder / "lock").read_text()
+    assert (folder / "lock").read_text() == ""
 
 
 def test_importing_workdir_imports_no_jax():

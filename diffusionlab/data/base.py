@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,19 +60,3 @@ def gather(source: types.Source, indices: Sequence[int] | np.ndarray) -> Example
     if hasattr(source, "__getitems__"):
         return dict(source.__getitems__(indices))
     return stack(source[int(index)] for index in indices)
-
-
-def sequential(source: types.Source, batch_size: int) -> Iterator[Example]:
-    """Yields all examples in order, stacked; the last batch may be smaller."""
-    for start in range(0, len(source), batch_size):
-        yield gather(source, np.arange(start, min(start + batch_size, len(source))))
-
-
-def take(source: types.Source, num: int) -> Example:
-    """Returns `num` examples, stacked, or all of them where there are fewer.
-
-    They are spread evenly over the source, so that a source sorted by class gives
-    every class.
-    """
-    num = min(num, len(source))
-    return gather(source, np.arange(num) * len(source) // num)

@@ -2,7 +2,8 @@
 
 Position p of the run reads example order(p // N)[p mod N], where N is the number of
 examples and order(e) is the permutation of epoch e, a function of (seed, e). The batch
-at step k is positions k B ... (k + 1) B - 1, and each process takes a slice of it.
+at step k is positions k B ... (k + 1) B - 1, and each process reads some rows of it:
+those that its devices need, see `rows_of`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,34 @@ from diffusionlab.data import base
 _NUM_STEPS = 2**62
 
 
+def rows_of(sharding, batch_size: int) -> tuple[int, int]:
+    """Returns (start, stop), the rows of a batch that this process's devices need.
+
+    Args:
+      sharding: of the batch; processes whose devices need the same rows all read them.
+      batch_size: over all processes.
+
+    Raises:
+      ValueError: they are not contiguous.
+    """
+    needed = sharding.addressable_devices_indices_map((batch_size,)).values()
+    bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in needed})
+    start, stop = bounds[0]
+    for first, last in bounds[1:]:
+        if first > stop:
+            raise ValueError(
+                f"config.mesh: this process would read rows {bounds} of a batch, which "
+                "are not contiguous; order the mesh so that 'data' and 'fsdp' span "
+                "whole processes."
+            )
+        stop = max(stop, last)
+    return start, stop
+
+
 class Batches:
     """An endless iterator over the batches of one process, prefetched by threads.
 
-    Yields dictionaries of numpy arrays `[batch_size / process_count, ...]`. A source
+    Yields dictionaries of numpy arrays `[stop - start, ...]`. A source
     with fewer examples than a batch is read over several epochs in one batch.
     """
 
@@ -35,8 +60,7 @@ class Batches:
         batch_size: int,
         seed: int,
         augments: Sequence[Any] = (),
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: tuple[int, int] | None = None,
         num_threads: int = 2,
         prefetch: int = 4,
     ):
@@ -47,25 +71,18 @@ class Batches:
           batch_size: over all processes.
           seed: of the order and of the augmentation; at least 0.
           augments: applied to 'x', in this order; see `data/augment.py`.
-          process_index: which slice of every batch is wanted.
-          process_count: how many slices there are.
+          rows: (start, stop) of every batch that are wanted; all by default.
           num_threads: batches that are prepared at the same time.
           prefetch: batches that may wait.
 
         Raises:
-          ValueError: batch_size is not divisible by process_count, the source is
-            empty, or a number is out of range.
+          ValueError: the source is empty, or a number is out of range.
         """
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(
-                f"batch_size: {batch_size} is not a positive multiple of the "
-                f"{process_count} processes."
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(
-                f"process_index: expected 0 to {process_count - 1}, got "
-                f"{process_index}."
-            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size: must be at least 1, got {batch_size}.")
+        start, stop = rows or (0, batch_size)
+        if not 0 <= start < stop <= batch_size:
+            raise ValueError(f"rows: {rows} are not rows of a batch of {batch_size}.")
         if seed < 0:
             raise ValueError(f"seed: must be at least 0, got {seed}.")
         if len(source) == 0:
@@ -74,8 +91,7 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._augments = tuple(augments)
-        local = batch_size // process_count
-        self._slice = slice(process_index * local, (process_index + 1) * local)
+        self._slice = slice(start, stop)
         # Two epochs meet in a batch, or in the batches that are prefetched.
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
         steps = grain.MapDataset.range(_NUM_STEPS).map(self.batch_at)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionlab.data import base, image_folder, images
+from diffusionlab.data import image_folder, images
+from diffusionlab.evals import arrays
 
 
 def save(path, value, shape=(6, 8, 3)):
@@ -47,7 +48,7 @@ def test_classes_are_the_sorted_sub_folders(folder):
     assert train.spec == test.spec == ((4, 4, 3), 2, ("cat", "dog"))
     assert len(train) + len(test) == 21 and len(test) > 0
     for source in (train, test):
-        batch = base.take(source, len(source))
+        batch = arrays.spread(source, len(source))
         value = np.where(batch["label"] == 0, 100, 200) / 127.5 - 1
         np.testing.assert_allclose(batch["x"][:, 3, 0, 2], value, rtol=1e-6)
 

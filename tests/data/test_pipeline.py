@@ -1,5 +1,6 @@
 """The batch at step k depends on (seed, k) only."""
 
+import itertools
 import json
 import time
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusionlab import types
-from diffusionlab.data import augment, base, generated, pipeline, sources
+from diffusionlab.data import augment, generated, pipeline, sources
 
 
 class Numbers:
@@ -38,20 +39,45 @@ def numbers(batches, num_steps):
     return [next(batches)["x"][:, 0].astype(int) for _ in range(num_steps)]
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_batch_does_not_depend_on_the_number_of_processes(process_count):
+@pytest.mark.parametrize("bounds", [(0, 4, 8), (0, 2, 4, 6, 8), (0, 5, 8)])
+def test_the_batch_does_not_depend_on_who_reads_which_rows(bounds):
     changes = (augment.Flip(), augment.Translate(max_shift=2))
     options = {"batch_size": 8, "seed": 3, "augments": changes}
     whole = pipeline.Batches(images(), **options)
     for step in (0, 4, 1000):
         parts = [
-            pipeline.Batches(
-                images(), **options, process_index=i, process_count=process_count
-            ).batch_at(step)
-            for i in range(process_count)
+            pipeline.Batches(images(), **options, rows=rows).batch_at(step)
+            for rows in itertools.pairwise(bounds)
         ]
         joined = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
         equal(joined, whole.batch_at(step))
+
+
+class Sharding:
+    """Of a process with a device for each of the given rows."""
+
+    def __init__(self, *rows):
+        self._rows = rows
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (slice(*rows),) for i, rows in enumerate(self._rows)}
+
+
+@pytest.mark.parametrize(
+    "needed, expected",
+    [
+        ([(4, 6), (6, 8)], (4, 8)),
+        ([(6, 8), (4, 6), (4, 6)], (4, 8)),
+        ([(None, None), (None, None)], (0, 8)),
+    ],
+)
+def test_a_process_reads_the_rows_of_its_devices(needed, expected):
+    assert pipeline.rows_of(Sharding(*needed), 8) == expected
+
+
+def test_rows_with_a_gap_are_refused():
+    with pytest.raises(ValueError, match="not contiguous"):
+        pipeline.rows_of(Sharding((0, 2), (4, 6)), 8)
 
 
 @pytest.mark.parametrize("size, batch_size", [(12, 4), (10, 4), (3, 8)])
@@ -87,9 +113,7 @@ def test_a_restored_iterator_goes_on_where_the_saved_one_was():
     first = pipeline.Batches(Numbers(10), batch_size=4, seed=1)
     numbers(first, 5)
     state = json.loads(json.dumps(first.get_state()))
-    second = pipeline.Batches(
-        Numbers(10), batch_size=4, seed=1, process_index=1, process_count=2
-    )
+    second = pipeline.Batches(Numbers(10), batch_size=4, seed=1, rows=(2, 4))
     second.set_state(state)
     for a, b in zip(numbers(first, 6), numbers(second, 6), strict=True):
         np.testing.assert_array_equal(a[2:], b)
@@ -108,9 +132,9 @@ def test_a_state_of_another_order_is_refused():
 @pytest.mark.parametrize(
     "size, options, message",
     [
-        (9, {"batch_size": 6, "process_count": 4}, "batch_size: 6 .* 4 processes"),
-        (9, {"batch_size": 0}, "batch_size: 0"),
-        (9, {"batch_size": 4, "process_index": 2, "process_count": 2}, "process_index"),
+        (9, {"batch_size": 0}, "batch_size: .* got 0"),
+        (9, {"batch_size": 4, "rows": (2, 6)}, r"rows: \(2, 6\) .* batch of 4"),
+        (9, {"batch_size": 4, "rows": (2, 2)}, "rows"),
         (9, {"batch_size": 4, "seed": -1}, "seed"),
         (0, {"batch_size": 4}, "no examples"),
     ],
@@ -129,16 +153,6 @@ def test_an_error_of_the_source_reaches_the_caller():
     with pytest.raises(ValueError, match="cannot read example"):
         next(batches)
     batches.close()
-
-
-def test_sequential_gives_every_example_in_order_and_a_partial_batch():
-    parts = [batch["x"][:, 0].tolist() for batch in base.sequential(Numbers(7), 3)]
-    assert parts == [[0, 1, 2], [3, 4, 5], [6]]
-
-
-def test_take_spreads_over_the_source_and_ends_at_its_size():
-    assert base.take(Numbers(10), 5)["x"][:, 0].tolist() == [0, 2, 4, 6, 8]
-    assert len(base.take(Numbers(3), 5)["x"]) == 3
 
 
 def test_a_batch_of_digits_takes_less_than_a_millisecond():

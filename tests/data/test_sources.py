@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusionlab import registry, types
 from diffusionlab.data import REGISTRY, array_record, base, sources
+from diffusionlab.evals import arrays
 
 
 def make_npz(folder):
@@ -64,7 +65,7 @@ def test_a_source_obeys_the_protocol(name, make, tmp_path):
         spec = source.spec
         assert source.spec.num_classes == len(spec.class_names)
         assert len(source) > 0
-        batch = base.take(source, 6)
+        batch = arrays.spread(source, 6)
         assert batch["x"].dtype == np.float32 and batch["label"].dtype == np.int32
         assert batch["x"].shape[1:] == spec.shape
         if len(spec.shape) == 3:
@@ -84,7 +85,9 @@ def test_digits_hold_out_a_fifth_of_every_class():
     train, test = (sources.Digits(split=split) for split in ("train", "test"))
     assert len(train) + len(test) == 1797
     for label in range(10):
-        counts = [np.sum(base.take(s, len(s))["label"] == label) for s in (train, test)]
+        counts = [
+            np.sum(arrays.spread(s, len(s))["label"] == label) for s in (train, test)
+        ]
         assert counts[1] / sum(counts) == pytest.approx(0.2, abs=0.01)
     assert not {x.tobytes() for x in train._x} & {x.tobytes() for x in test._x}
 
@@ -129,7 +132,7 @@ def test_npz_names_what_is_wrong(tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="path: cannot read .*data.npz"):
         sources.Npz(path=str(path))
-    for arrays, message in [
+    for wrong, message in [
         ({"images": np.zeros((2, 2))}, "no array 'x'; it has images"),
         ({"x": np.zeros((2, 2), np.int32)}, "is int32, not uint8 or float"),
         ({"x": np.zeros(3)}, r"has shape \(3,\)"),
@@ -137,7 +140,7 @@ def test_npz_names_what_is_wrong(tmp_path):
         ({"x": np.zeros((1, 2)), "label": np.asarray([-1])}, "negative"),
         ({"x": np.zeros((1, 2))}, "too few"),
     ]:
-        np.savez(path, **arrays)
+        np.savez(path, **wrong)
         with pytest.raises(ValueError, match=message):
             sources.Npz(path=str(path))
 

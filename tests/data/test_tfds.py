@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from diffusionlab.data import base, tfds
+from diffusionlab.data import tfds
+from diffusionlab.evals import arrays
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def arguments(make_tfds, tmp_path_factory):
 def test_images_labels_and_class_names_are_read(arguments):
     train = tfds.Tfds(**arguments)
     assert train.spec == ((8, 8, 3), 2, ("cat", "dog"))
-    batch = base.take(train, 6)
+    batch = arrays.spread(train, 6)
     np.testing.assert_allclose(
         batch["x"][:, 0, 0, 0], np.arange(6) * 10 / 127.5 - 1, rtol=1e-6
     )

@@ -1,5 +1,7 @@
 """What goes wrong is named, and costs no more than the steps since the last save."""
 
+import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -9,9 +11,18 @@ import time
 
 import jax
 import pytest
+from jax.experimental import multihost_utils
 
-from diffusionlab import main, train
-from diffusionlab.checkpoint import CheckpointError
+from diffusionlab import (
+    checkpoint,
+    evaluate,
+    experiment,
+    main,
+    multihost,
+    sharding,
+    train,
+)
+from diffusionlab.checkpoint import CheckpointError, DamagedError
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +196,108 @@ def test_newest_whole_with_none_left_starts_nothing(finished, steps_of, tmp_path
         train.train(config, folder, resume="newest_whole")
     assert steps_of(folder) == [5]
     assert (folder / "damaged" / "10").is_dir()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+        ValueError("RESOURCE_EXHAUSTED: Error opening a file: Too many open files"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_cannot_be_read_now_is_not_set_aside(
+    finished, error, steps_of, tmp_path, monkeypatch
+):
+    config, whole = finished
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(CheckpointError, match="could not be read.*stays") as raised:
+            train.train(config, folder, resume="newest_whole")
+    assert not isinstance(raised.value, DamagedError)
+    assert steps_of(folder) == [5, 10]
+    assert not (folder / "damaged").exists()
+    assert train.train(config, folder) == train.DONE
+
+
+@pytest.mark.parametrize("gone", ["state/_METADATA", "gathered/_METADATA", "data"])
+def test_a_missing_file_is_damage(finished, contents, gone, tmp_path):
+    config, whole = finished
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    path = folder / "checkpoints" / "10" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DamagedError, match="No such file"):
+        contents(config, folder, 10)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [([0, 1], DamagedError), ([0, 2], CheckpointError), ([1, 2], CheckpointError)],
+)
+def test_processes_fail_to_restore_together(
+    finished, contents, kinds, expected, monkeypatch
+):
+    """This one can read; what the processes say decides for all of them."""
+    monkeypatch.setattr(checkpoint.multihost, "all_of", lambda *_: kinds)
+    with pytest.raises(CheckpointError, match="process 1 failed") as raised:
+        contents(*finished, 10)
+    assert type(raised.value) is expected
+
+
+def test_every_wait_for_other_processes_is_limited(smoke, tmp_path, monkeypatch):
+    built = experiment.build(smoke("mixture"))
+    evaluation = evaluate.Evaluation(built, sharding.make_mesh(built.mesh), tmp_path)
+    names = []
+
+    def waiting(what, seconds, who):
+        names.append((what, seconds, who))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(multihost, "waiting", waiting)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: False
+    )
+    monkeypatch.setattr(evaluation, "_loss", lambda *_: 1.0)
+    monkeypatch.setattr(evaluation, "_predict", lambda *_: 2.0)
+    assert not train.Preemption(600).reached(3)
+    context = evaluation._context({}, 0)
+    assert (context.loss({}, 0), context.predict(None, None)) == (1.0, 2.0)
+    assert names == [
+        ("whether to stop at step 3", 600, "0/2"),
+        ("a batch of losses", 600, "0/2"),
+        ("a batch of predictions", 600, "0/2"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["a file", "in a file", "torn"])
+def test_a_run_directory_that_cannot_be_used_is_one_line(
+    flags, wrong, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    if wrong == "torn":
+        folder.mkdir()
+        (folder / "config.json").write_text('{"seed": ')
+    else:
+        folder.write_text("")
+        folder = folder / "below" if wrong == "in a file" else folder
+    monkeypatch.setattr(sys, "argv", ["diffusionlab", *flags("mixture", folder)])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"diffusionlab: error: --workdir: '{folder}" in line
+    assert ("is damaged" in line) if wrong == "torn" else ("Not a directory" in line)
 
 
 # Below the size of a checkpoint's arrays, above that of everything else.

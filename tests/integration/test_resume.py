@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from diffusionlab import main, train, workdir
+from diffusionlab import main, train, workdir, writers
 from diffusionlab import state as state_lib
+from diffusionlab.checkpoint import Checkpoints
 
 # name -> config, overrides, where the first start ends, and how: asked to stop, or by
 # an accident two steps after the checkpoint, when it has written a row too many.
@@ -119,7 +120,8 @@ def test_a_finished_run_is_left_alone(pair, capsys):
     after = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
     changed = {p.name for p in after if before.get(p) != after[p]}
     # A start is on record, even one that did nothing.
-    assert changed <= {"overrides.json", "environment.json", "metrics.jsonl"}
+    records = {"overrides.json", "environment.json", "metrics.jsonl"}
+    assert changed <= records | {"lock"}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,75 @@ def test_more_steps_go_on_from_the_last(run, smoke, rows, steps_of, capsys):
     assert json.loads((folder / "config.json").read_text()) == longer
     assert len(json.loads((folder / "environment.json").read_text())) == 2
     assert json.loads((folder / "result.json").read_text())["step"] == 12
+
+
+def test_a_run_that_lost_its_checkpoints_is_refused(run):
+    config, folder = run
+    shutil.rmtree(folder / "checkpoints")
+    before = _picture(folder)
+    with pytest.raises(workdir.WorkdirError, match="its checkpoints are gone"):
+        train.train(config, folder)
+    assert _picture(folder) == before
+
+
+def test_a_run_that_ends_before_its_first_save_starts_again(
+    finished, rows, tmp_path, monkeypatch, capsys
+):
+    config, whole = finished
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 4, "accident")
+        with pytest.raises(Accident):
+            train.train(config, tmp_path / "run")
+    assert rows(tmp_path / "run")
+    assert "no checkpoint yet" not in capsys.readouterr().out
+    assert train.train(config, tmp_path / "run") == train.DONE
+    assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
+    assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_a_second_start_is_refused_while_the_first_one_trains(
+    smoke, tmp_path, monkeypatch
+):
+    config, said = smoke("mixture"), []
+
+    def start_again(self, step):
+        if step == 3:
+            with pytest.raises(workdir.WorkdirError, match="is being trained in") as e:
+                train.train(config, tmp_path / "run")
+            said.append(str(e.value))
+        return False
+
+    monkeypatch.setattr(train.Preemption, "reached", start_again)
+    assert train.train(config, tmp_path / "run") == train.DONE
+    assert f"pid {os.getpid()}, since" in said[0]
+
+
+@pytest.mark.parametrize("stop", [None, 7])
+def test_rows_are_on_the_disk_before_a_save(smoke, rows, stop, tmp_path, monkeypatch):
+    """Also at the last step, and where SIGTERM asks for one."""
+    write, save, found = writers.MetricsFile.scalars, Checkpoints.save, {}
+
+    def slow(self, *args):
+        time.sleep(0.05)
+        write(self, *args)
+
+    def look(self, step, *args):
+        found[step] = [row["step"] for row in rows(tmp_path / "run")]
+        save(self, step, *args)
+
+    monkeypatch.setattr(writers.MetricsFile, "scalars", slow)
+    monkeypatch.setattr(Checkpoints, "save", look)
+    if stop:
+        _stop_at(monkeypatch, stop, "asked")
+    train.train(smoke("mixture", "logging.every=1"), tmp_path / "run")
+    last = stop or 10
+    assert found == {k: list(range(1, k + 1)) for k in (5, last)}
+
+
+def test_old_checkpoints_go_and_milestones_stay(smoke, steps_of, tmp_path):
+    saves = ("checkpoint.keep=1", "checkpoint.keep_every=4", "checkpoint.every=2")
+    assert train.train(smoke("mixture", *saves), tmp_path / "run") == train.DONE
+    assert steps_of(tmp_path / "run") == [4, 8, 10]
 
 
 def test_fewer_steps_than_there_are_is_refused(run, smoke, steps_of):

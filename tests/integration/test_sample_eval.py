@@ -235,20 +235,47 @@ def test_follow_evaluates_each_checkpoint_and_ends(copy):
 
 def test_follow_passes_over_a_checkpoint_that_went_away(copy, monkeypatch, capsys):
     """The run keeps only so many: one may go between the look and the read."""
-    run, seen = evaluate.Evaluation.run, []
+    restore = inference.restore
 
-    def slow(self, params, step, *args):
-        seen.append(step)
-        shutil.rmtree(copy / "checkpoints" / "10", ignore_errors=True)
-        if step == 5:
-            shutil.copytree(copy / "checkpoints" / "5", copy / "checkpoints" / "12")
-        return run(self, params, step, *args)
+    def late(built, checkpoints, step, *args):
+        if step == 10:
+            (copy / "checkpoints" / "10").rename(copy / "checkpoints" / "12")
+        return restore(built, checkpoints, step, *args)
 
-    monkeypatch.setattr(evaluate.Evaluation, "run", slow)
+    monkeypatch.setattr(inference, "restore", late)
     words = [f"--workdir={copy}", "--mode=eval", "--follow"]
     assert main.run([*words, "--config.train.num_steps=12"]) == 0
-    assert seen == [5, 12]
-    assert "step 10" in capsys.readouterr().out
+    assert {int(name.split("_")[1]) for name in _evals(copy)} == {5, 12}
+    assert "step 10: its checkpoint was removed" in capsys.readouterr().out
+
+
+def test_follow_waits_for_the_first_checkpoint(copy, tmp_path, monkeypatch, capsys):
+    """Before the run has made its folder of checkpoints, and before its first save."""
+    aside, looks = tmp_path / "aside", []
+    (copy / "checkpoints").rename(aside)
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 1:
+            (copy / "checkpoints").mkdir()
+        elif len(looks) == 2:
+            shutil.copytree(aside / "10", copy / "checkpoints" / "10")
+
+    monkeypatch.setattr(evaluate.time, "sleep", sleep)
+    assert main.run([f"--workdir={copy}", "--mode=eval", "--follow"]) == 0
+    assert len(looks) == 2
+    assert capsys.readouterr().out.count("no checkpoint yet; waiting") == 1
+    assert {int(name.split("_")[1]) for name in _evals(copy)} == {10}
+
+
+def test_parts_of_a_run_that_goes_on_need_a_step(copy, tmp_path):
+    (copy / "result.json").unlink()
+    words = [f"--workdir={copy}", "--mode=sample", "--num_samples=8", "--part=0/2"]
+    with pytest.raises(ValueError, match="not finished.*give --step=10"):
+        main.run(words)
+    out = tmp_path / "job"
+    assert main.run([*words, "--step=10", "--batch_size=4", f"--out={out}"]) == 0
+    assert list(out.glob("part_*"))
 
 
 def test_memory_of_sampling_does_not_grow_with_the_steps(smoke):

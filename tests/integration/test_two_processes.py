@@ -65,6 +65,29 @@ def test_two_processes_train_as_one(joined, alone, rows):
     _assert_close(rows(joined[0]), rows(alone))
 
 
+def test_a_tensor_axis_may_span_processes(root, flags, alone, rows, tmp_path):
+    """Each process then reads the whole batch, and the run is the same."""
+    mesh = ("mesh.data=1", "mesh.tensor=2")
+    done = _launch(root, *flags("mixture", tmp_path / "run", ROWS, *mesh))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    _assert_close(rows(alone), rows(tmp_path / "run"))
+
+
+def test_two_processes_set_the_same_checkpoint_aside(
+    joined, root, flags, rows, steps_of, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(joined[0], folder)
+    for file in (folder / "checkpoints" / "10" / "state" / "d").iterdir():
+        os.truncate(file, file.stat().st_size // 2)
+    words = flags("mixture", folder, ROWS)
+    done = _launch(root, *words, "--resume=newest_whole")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.count(f"Set aside as {folder}/damaged/10") == 1
+    assert steps_of(folder) == [5, 10]
+    _assert_close(rows(joined[0]), rows(folder))
+
+
 def test_one_process_prints_and_writes(joined):
     folder, said = joined
     assert said.count("first step done") == 1
