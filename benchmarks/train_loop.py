@@ -17,8 +17,8 @@ import time
 import jax
 import optax
 
+from diffusionlab import compiled, ema, experiment, sharding, state, train, train_step
 from diffusionlab import config as config_lib
-from diffusionlab import ema, experiment, sharding, state, train, train_step
 
 
 def bare_step(built):
@@ -78,7 +78,7 @@ def main() -> None:
     built = experiment.build(config_lib.resolve(config))
     mesh = sharding.make_mesh(built.mesh)
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        steps, data = train.Steps(built, mesh), train.make_batches(built, mesh)
+        steps, data = compiled.Steps(built, mesh), train.make_batches(built, mesh)
         loop = train.Loop(built, mesh, pathlib.Path(folder), "auto", steps, data)
         loop.clock = loop._clock(built.train.num_steps)
         step = bare_step(built)

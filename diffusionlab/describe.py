@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
+from diffusionlab import compiled, machine, sharding
 from diffusionlab import experiment as experiment_lib
-from diffusionlab import machine, sharding, train
 from diffusionlab import state as state_lib
 
 
@@ -23,20 +23,20 @@ def describe(config: Mapping[str, Any]) -> str:
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        steps = train.Steps(experiment, mesh)
+        steps = compiled.Steps(experiment, mesh)
         places = state_lib.placements(experiment, mesh)
         params = steps.state.params
         lines = [sharding.table({r: (params[r], places[r]) for r in params}, mesh)]
         for role, tree in params.items():
             count = parameter_overview.count_parameters(tree)
             lines.append(f"parameters of {role}: {count:,}")
-        work = train.step_flops(experiment, steps)
+        work = compiled.flops_of_step(experiment, steps)
         lines.append(f"model FLOPs per step: {work:.4g}")
         where = jax.tree.map(lambda s: s.sharding, steps.state)
         size = sharding.total_bytes(steps.state, where)
         lines.append(f"train state: {size:,} bytes per device")
-        for name, compiled in steps.compile().items():
-            memory = compiled.memory_analysis()
+        for name, step in steps.compile().items():
+            memory = step.memory_analysis()
             lines.append(
                 f"step of phase {name}: {memory.argument_size_in_bytes:,} bytes of "
                 f"arguments and {memory.temp_size_in_bytes:,} of temporaries per device"

@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusionlab import (
     STARTED,
-    flops,
+    compiled,
     hooks,
     machine,
     multihost,
@@ -38,7 +38,6 @@ from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints, DamagedError
 from diffusionlab.data import pipeline
 from diffusionlab.experiment import Experiment
-from diffusionlab.state import TrainState
 
 DONE, PREEMPTED = 0, 75
 """Exit status: finished; or stopped by SIGTERM, saved, to be started again."""
@@ -80,7 +79,7 @@ def train(
     _check_batch(experiment, mesh)
     # Everything is built before the directory is claimed: a mistake leaves no trace.
     with jax.set_mesh(mesh):
-        steps, data = Steps(experiment, mesh), make_batches(experiment, mesh)
+        steps, data = compiled.Steps(experiment, mesh), make_batches(experiment, mesh)
     timeout = experiment.checkpoint.barrier_timeout
     # No process may look at the directory while another is claiming it.
     multihost.barrier("check the run directory", timeout)
@@ -118,102 +117,6 @@ def make_batches(experiment: Experiment, mesh) -> pipeline.Batches:
         num_threads=experiment.data.num_threads,
         prefetch=experiment.data.prefetch,
     )
-
-
-class Steps:
-    """The compiled step of each phase, and the metrics each has gathered.
-
-    Args:
-      experiment: what is trained.
-      mesh: where.
-    """
-
-    def __init__(self, experiment: Experiment, mesh):
-        self.objective = experiment.objective
-        whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        where = state_lib.shardings(experiment, mesh)
-        self.state = state_lib.abstract(experiment, mesh)
-        self.batch = abstract_batch(experiment, mesh)
-        self.accumulators = {
-            name: train_step.abstract_accumulator(
-                experiment, name, self.state, self.batch
-            )
-            for name in experiment.objective.phases
-        }
-        self._functions = {
-            name: jax.jit(
-                train_step.make_train_step(experiment, name),
-                in_shardings=(where, whole, batch),
-                out_shardings=(where, whole),
-                donate_argnums=(0, 1),
-            )
-            for name in experiment.objective.phases
-        }
-        self._whole = whole
-        self._compiled: dict[str, Any] = {}
-
-    def empty(self) -> dict[str, Any]:
-        """Returns the metrics of no steps, by phase."""
-        made = {n: train_step.empty(a) for n, a in self.accumulators.items()}
-        return jax.device_put(made, self._whole)
-
-    def abstract_gathered(self) -> dict[str, Any]:
-        """Returns the shapes of `empty`, for a restore."""
-        return jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._whole),
-            self.accumulators,
-        )
-
-    def __call__(self, step: int, state: TrainState, gathered: dict, batch):
-        """Runs optimiser step `step`; consumes `state` and the metrics of its phase."""
-        name = self.objective.phase(step)
-        state, gathered[name] = self._compiled[name](state, gathered[name], batch)
-        return state
-
-    def compile(self) -> dict[str, Any]:
-        """Compiles the step of each phase, and returns them; a second call is free."""
-        if not self._compiled:
-            gathered = self.abstract_gathered()
-            self._compiled = {
-                name: function.lower(self.state, gathered[name], self.batch).compile()
-                for name, function in self._functions.items()
-            }
-        return self._compiled
-
-
-def abstract_batch(experiment: Experiment, mesh) -> dict[str, Any]:
-    """Returns the shapes of a global batch."""
-    size, spec = experiment.data.batch_size, experiment.spec
-    where = sharding.batch_sharding(mesh)
-    shapes = {"x": ((size, *spec.shape), np.float32)}
-    if spec.num_classes:
-        shapes["label"] = ((size,), np.int32)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
-def step_flops(experiment: Experiment, steps: Steps) -> int:
-    """Returns the model FLOPs of a step, averaged over a hundred steps' phases.
-
-    Rematerialisation repeats work, so it is left out: the same config without it.
-    """
-    config = dict(experiment.config)
-    config["networks"] = {
-        name: {k: "" if k == "remat" else v for k, v in block.items()}
-        for name, block in config["networks"].items()
-    }
-    if config["networks"] != experiment.config["networks"]:
-        experiment = experiment_lib.build(config)
-    per_phase = {
-        name: flops.count(
-            train_step.make_gradients(experiment, name), steps.state, steps.batch
-        )
-        for name in experiment.objective.phases
-    }
-    names = [experiment.objective.phase(step) for step in range(100)]
-    return round(sum(per_phase[name] for name in names) / len(names))
 
 
 @dataclasses.dataclass
@@ -387,7 +290,7 @@ class Loop:
         }
 
     def _clock(self, last: int) -> progress.Clock:
-        work = step_flops(self.experiment, self.steps)
+        work = compiled.flops_of_step(self.experiment, self.steps)
         devices = jax.device_count()
         rates = {
             "mfu": machine.matrix_rate(self.experiment.precision.compute) * devices

@@ -20,7 +20,7 @@ ROWS = [
     {"experiment", "curves", "report"},
     {"state"},
     {"train_step", "checkpoint", "inference"},
-    {"sample", "evaluate"},
+    {"sample", "evaluate", "compiled"},
     {"hooks"},
     {"train"},
     {"describe"},

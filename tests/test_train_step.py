@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusionlab import ema, keys, sharding, train, train_step
+from diffusionlab import compiled, ema, keys, sharding, train_step
 from diffusionlab import experiment as experiment_lib
 from diffusionlab import state as state_lib
 from diffusionlab.types import DataSpec, Network, Phase, Process, Role
@@ -343,7 +343,7 @@ def mesh_steps(two):
     )
     mesh = sharding.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        steps = train.Steps(experiment, mesh)
+        steps = compiled.Steps(experiment, mesh)
         steps.compile()
         yield experiment, mesh, steps
 

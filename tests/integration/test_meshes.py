@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionlab import experiment, inference, settings, sharding, train
+from diffusionlab import compiled, experiment, inference, settings, sharding, train
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 
@@ -119,7 +119,7 @@ def test_one_average_is_restored_alone(smoke, tmp_path):
     built = experiment.build(config)
     mesh = sharding.make_mesh(built.mesh)
     with jax.set_mesh(mesh):
-        steps = train.Steps(built, mesh)
+        steps = compiled.Steps(built, mesh)
         checkpoints = Checkpoints(folder)
         whole, *_ = checkpoints.restore(10, steps.state, steps.abstract_gathered())
         asked = []

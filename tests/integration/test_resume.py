@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from diffusionlab import main, train, workdir, writers
+from diffusionlab import compiled, main, train, workdir, writers
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 
@@ -53,14 +53,14 @@ def _stop_at(patch, step, how):
         patch.setattr(train.Preemption, "reached", lambda self, now: now == step)
         return
 
-    call = train.Steps.__call__
+    call = compiled.Steps.__call__
 
     def wreck(self, now, *args):
         if now == step:
             raise Accident
         return call(self, now, *args)
 
-    patch.setattr(train.Steps, "__call__", wreck)
+    patch.setattr(compiled.Steps, "__call__", wreck)
 
 
 def _never(*_):

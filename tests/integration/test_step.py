@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionlab import experiment, train
+from diffusionlab import compiled, experiment, train
 
 FEATURES = (
     "precision.compute='bfloat16'",
@@ -48,7 +48,7 @@ def test_work_is_counted_without_rematerialisation(smoke):
     for built in (with_remat, without):
         mesh = train.sharding.make_mesh(built.mesh)
         with jax.set_mesh(mesh):
-            counts.append(train.step_flops(built, train.Steps(built, mesh)))
+            counts.append(compiled.flops_of_step(built, compiled.Steps(built, mesh)))
     assert counts[0] == counts[1] > 0
 
 
@@ -67,14 +67,14 @@ def test_between_two_rows_nothing_is_fetched_from_the_device(
         return original(self)
 
     monkeypatch.setattr(array, "_value", property(counted))
-    call = train.Steps.__call__
+    call = compiled.Steps.__call__
 
     def step(self, number, *args):
         result = call(self, number, *args)
         now[0] = number + 1
         return result
 
-    monkeypatch.setattr(train.Steps, "__call__", step)
+    monkeypatch.setattr(compiled.Steps, "__call__", step)
     config = smoke(
         "mixture",
         "train.num_steps=20",
