@@ -85,8 +85,7 @@ def gamma_of(sigma_rel: float) -> float:
 def _inner(step_a, gamma_a, step_b, gamma_b) -> np.ndarray:
     """Inner product of two profiles k^gamma on [0, step], each with integral 1.
 
-    With the shorter one (a) inside the longer (b):
-    (a+1)(b+1) / (a+b+1) * (s_a / s_b)^b / s_b ... for s_a <= s_b.
+    For s_a <= s_b it is (a + 1)(b + 1) / (a + b + 1) (s_a / s_b)^b / s_b.
     """
     swap = step_a > step_b
     s, g = np.where(swap, step_b, step_a), np.where(swap, gamma_b, gamma_a)
@@ -122,8 +121,8 @@ def reconstruction(
     """Returns the coefficients of stored averages that give another length.
 
     Unlike in the paper their sum is 1, for a combination must return a constant as it
-    is. Near what can be reached this puts profiles up to a fifth
-    further apart, and the error on drifting parameters is several times smaller.
+    is. Near the end of what can be reached this puts the profiles up to a fifth further
+    apart, and the error on drifting parameters is several times smaller.
 
     Args:
       stored: (step, sigma_rel) of each stored average; steps are updates of the role.

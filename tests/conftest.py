@@ -60,11 +60,3 @@ def smoke():
         return config_lib.resolve(config)
 
     return resolve
-
-
-@pytest.fixture(scope="session")
-def digits_run(tmp_path_factory, program) -> pathlib.Path:
-    """The main job of the README, run once for the tests of one xdist group."""
-    folder = tmp_path_factory.mktemp("digits") / "run"
-    program("--config=configs/digits/denoising.py", f"--workdir={folder}", timeout=900)
-    return folder

@@ -323,9 +323,9 @@ def test_pattern_that_is_none_is_an_error():
 def test_gradient_is_clipped_to_exactly_the_global_norm():
     grads = jax.tree.map(lambda p: jnp.full_like(p, 3.0), tree())
     clipped = moves(settings(clip_norm=0.7), grads)
-    np.testing.assert_allclose(optax.global_norm(clipped), 0.1 * 0.7, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.norm(clipped), 0.1 * 0.7, rtol=1e-6)
     whole = moves(settings(clip_norm=1e4), grads)
-    np.testing.assert_allclose(optax.global_norm(whole), 0.3 * 30**0.5, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.norm(whole), 0.3 * 30**0.5, rtol=1e-6)
     off = moves(settings(clip_norm=0.0), grads)
     np.testing.assert_array_equal(off["head"]["bias"], whole["head"]["bias"])
 
