@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import time
@@ -15,7 +16,7 @@ import numpy as np
 from diffusionlab import inference, multihost, pictures, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
 from diffusionlab.experiment import Experiment
-from diffusionlab.types import EvalContext, EvalResult
+from diffusionlab.types import EvalContext, EvalResult, Sampler
 
 
 class Evaluation:
@@ -29,9 +30,10 @@ class Evaluation:
 
     def __init__(self, experiment: Experiment, mesh, folder: pathlib.Path):
         self._experiment, self._mesh, self._folder = experiment, mesh, folder
-        self._draw = inference.make_draw(experiment, mesh)
+        self._draws = {}  # by sampler
         self._loss = inference.make_loss(experiment, mesh)
         self._predict = inference.make_plain_predict(experiment, mesh)
+        self._compute = inference.make_compute(experiment, mesh)
 
     def run(
         self, params: Mapping[str, Any], step: int, labels, variant: str = ""
@@ -56,14 +58,23 @@ class Evaluation:
             found |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
         return found
 
-    def draw_examples(self, params, num: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `num` samples of the run's own seed, and their labels."""
+    def draw_examples(
+        self, params, num: int, sampler: Sampler | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `num` samples of the run's own seed, and their labels.
+
+        They are drawn as the config says, or with another `sampler`.
+        """
+        if sampler not in self._draws:
+            self._draws[sampler] = inference.make_draw(
+                self._experiment, self._mesh, sampler
+            )
         indices = np.arange(num)
         labels = inference.labels_in_turn(self._experiment, indices)
         size = self._experiment.logging.num_samples
         seed = self._experiment.seed
         x = inference.draw_many(
-            self._draw, self._mesh, params, seed, indices, labels, size
+            self._draws[sampler], self._mesh, params, seed, indices, labels, size
         )
         return x, labels
 
@@ -81,15 +92,21 @@ class Evaluation:
             with multihost.together("a batch of predictions", timeout):
                 return jax.block_until_ready(self._predict(params, z, t, label))
 
+        def compute(function, *arrays, guided=False):
+            with multihost.together("a computation", timeout):
+                return self._compute(params, function, *arrays, guided=guided)
+
         return EvalContext(
             step=step,
             spec=experiment.spec,
             train=experiment.train_source,
             test=experiment.test_source,
-            draw=lambda num: self.draw_examples(params, num),
+            draw=functools.partial(self.draw_examples, params),
             loss=loss,
             predict=predict,
+            compute=compute,
             process=experiment.process,
+            sampler=experiment.sampler,
         )
 
     def _write(self, label: str, step: int, result: EvalResult) -> None:

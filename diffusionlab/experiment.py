@@ -84,6 +84,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
                 f"config.networks.{name}",
                 spec=spec,
                 dtype=blocks["precision"].compute,
+                process=process,
+                source=train_source,
             ),
             spec,
         )
@@ -166,6 +168,7 @@ def _check(experiment: Experiment) -> None:
             except ValueError as error:
                 raise ValueError(f"config.evals.{name}.{error}") from None
     _check_guidance(experiment)
+    check_sampler(experiment.sampler, experiment, "config.sampler")
     axes = [
         a
         for n in experiment.networks.values()
@@ -179,6 +182,19 @@ def _check(experiment: Experiment) -> None:
                 f"config.mesh.rules.{logical}: unknown logical axis"
                 f"{registry.nearest(logical, known)} Known: {', '.join(sorted(known))}."
             )
+
+
+def check_sampler(sampler: Sampler, experiment: Experiment, path: str) -> None:
+    """Raises ValueError where a sampler cannot work for this process and these data.
+
+    One that does not suit all of them has `check(process, spec)`, which raises it.
+    """
+    try:
+        sampler.times(experiment.process.schedule)
+        if hasattr(sampler, "check"):
+            sampler.check(experiment.process, experiment.spec)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from None
 
 
 def _check_guidance(experiment: Experiment) -> None:

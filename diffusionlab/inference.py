@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.experiment import Experiment
 from diffusionlab.samplers import base
 from diffusionlab.state import TrainState
-from diffusionlab.types import Inputs, Params, Prediction
+from diffusionlab.types import Inputs, Params, Prediction, Sampler
 
 RAW = "none"
 
@@ -167,18 +168,22 @@ def make_predict(experiment: Experiment) -> Callable:
     return predict
 
 
-def make_draw(experiment: Experiment, mesh) -> Callable[..., np.ndarray]:
+def make_draw(
+    experiment: Experiment, mesh, sampler: Sampler | None = None
+) -> Callable[..., np.ndarray]:
     """Returns `draw(params, seed, indices, labels) -> x`, compiled once per batch size.
 
-    Sample i is a function of (seed, i) and its label alone. All processes call it
-    together, and each gets the whole batch `[B, ...]` as numpy.
+    It samples as the config says, or with another `sampler`. Sample i is a function
+    of (seed, i) and its label alone. All processes call it together, and each
+    gets the whole batch `[B, ...]` as numpy.
     """
     predict = make_predict(experiment)
+    sampler = sampler or experiment.sampler
 
     def draw(params, seed, indices, labels):
         cond = {"label": labels} if experiment.spec.num_classes else {}
         return base.sample(
-            experiment.sampler,
+            sampler,
             experiment.process,
             lambda z, t: predict(params, z, t, cond),
             keys.sample_keys(seed, indices),
@@ -269,6 +274,26 @@ def make_plain_predict(experiment: Experiment, mesh) -> Callable[..., Prediction
         return experiment.objective.predict(params, z_t, t, cond)
 
     return jax.jit(predict, out_shardings=sharding.replicated(mesh))
+
+
+def make_compute(experiment: Experiment, mesh) -> Callable[..., Any]:
+    """Returns `compute(params, function, *arrays, guided) -> numpy`, jitted.
+
+    It is `function(predict, *arrays)` with `predict(z_t, t, cond) -> Prediction`, with
+    guidance or without; it is compiled once per function object, `guided` and shapes.
+    """
+    predicts = {True: make_predict(experiment), False: experiment.objective.predict}
+
+    @functools.partial(
+        jax.jit, static_argnums=(0, 1), out_shardings=sharding.replicated(mesh)
+    )
+    def call(function, guided, params, *arrays):
+        return function(functools.partial(predicts[guided], params), *arrays)
+
+    def compute(params, function, *arrays, guided: bool = False):
+        return jax.device_get(call(function, guided, params, *arrays))
+
+    return compute
 
 
 def labels_in_turn(experiment: Experiment, indices, label: int | None = None):

@@ -30,6 +30,7 @@ _PACKAGES = {
     "weighting": "diffusionlab.objectives",
     "objective": "diffusionlab.objectives",
     "sampler": "diffusionlab.samplers",
+    "grid": "diffusionlab.samplers",
     "source": "diffusionlab.data",
     "augment": "diffusionlab.data",
     "evaluator": "diffusionlab.evals",
@@ -54,7 +55,7 @@ _MODULES = {
 
 # Arguments that the experiment supplies; a config never states them.
 CONTEXT = {
-    "network": ("spec", "dtype"),
+    "network": ("spec", "dtype", "process", "source"),
     "objective": ("process", "networks", "spec"),
     "evaluator": (),
 }
@@ -211,6 +212,7 @@ def load(where: str) -> Any:
         ) from None
 
 
+_LISTS = (list, tuple)
 _TYPES = {
     "int": int,
     "float": (int, float),
@@ -287,6 +289,12 @@ def complete(block: Mapping[str, Any], where: str, path: str, context=()) -> dic
     for key, value in result.items():
         if key in kinds() and _expects_block(accepted[key], value):
             result[key] = check(key, value, f"{path}.{key}")
+        elif key[:-1] in kinds() and key.endswith("s") and isinstance(value, _LISTS):
+            # 'samplers' is a list of blocks of the kind 'sampler'.
+            result[key] = [
+                check(key[:-1], block, f"{path}.{key}[{i}]")
+                for i, block in enumerate(value)
+            ]
     return result
 
 
@@ -336,6 +344,11 @@ def build(kind: str, block: Mapping[str, Any], path: str, **context: Any) -> Any
     for key, value in checked.items():
         if isinstance(value, Mapping) and "name" in value and key in kinds():
             value = build(key, value, f"{path}.{key}", **context)
+        elif key[:-1] in kinds() and key.endswith("s") and isinstance(value, _LISTS):
+            value = tuple(
+                build(key[:-1], block, f"{path}.{key}[{i}]", **context)
+                for i, block in enumerate(value)
+            )
         arguments[key] = _freeze(value)
     accepted = parameters(where)
     arguments |= {k: v for k, v in context.items() if k in accepted}

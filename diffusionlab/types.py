@@ -72,7 +72,9 @@ class Schedule(Protocol):
 class Times(Protocol):
     """The law from which training times are drawn."""
 
-    def sample(self, key: Array, batch_size: int) -> tuple[Array, Array]:
+    def sample(
+        self, key: Array, batch_size: int, schedule: Schedule
+    ) -> tuple[Array, Array]:
         """Returns t `[B]` in [0, 1] and the importance weight of each, `[B]`."""
         ...
 
@@ -85,6 +87,7 @@ class Process(Protocol):
     def prior_from(self, keys: Array, shape: tuple[int, ...]) -> Array: ...
     def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]: ...
     def mix(self, x: Array, eps: Array, t: Array) -> Array: ...
+    def network_input(self, z_t: Array, t: Array) -> Array: ...
     def predict(self, raw: Array, z_t: Array, t: Array) -> Prediction: ...
     def target(self, x: Array, eps: Array, t: Array) -> Array: ...
     def eps_error_scale(self, t: Array) -> Array: ...
@@ -166,11 +169,21 @@ class Objective(Protocol):
 class Sampler(Protocol):
     """From noise to data, given `predict(z_t, t)`; driven by `samplers/base.py`.
 
-    `t` and `s < t` are scalars; `keys` has one random key per example, `[B]`.
+    `t` and `s` are scalars; `keys` has one random key per example, `[B]`. What most
+    samplers answer alike is in `samplers/base.py`: times, init, final, one_per_step.
+
+    Attributes:
+      num_steps: steps from t = 1 to 0.
+      grid: where the stops are; None is uniform in t.
+      num_evaluations: network evaluations of one sample; a Jacobian-vector product
+        counts as one more.
     """
 
     num_steps: int
+    grid: Any
+    num_evaluations: int
 
+    def times(self, schedule: Schedule) -> np.ndarray: ...
     def init(self, z: Array, t: Array) -> Any: ...
     def step(
         self, process: Process, predict: Predict, state: Any, t: Array, s: Array, keys
@@ -213,22 +226,29 @@ class EvalContext(NamedTuple):
       spec: shape and classes of the data.
       train: the source that was trained on.
       test: the held-out source.
-      draw: `draw(num_samples) -> (x [N, ...] float32, label [N] int32)`; classes in
-        turn (label i is i mod num_classes), sample i a function of (seed, i) alone.
+      draw: `draw(num_samples, sampler=None) -> (x [N, ...] float32, label [N] int32)`;
+        classes in turn (label i is i mod num_classes), sample i a function of (seed, i)
+        alone; another sampler than the config's where one is given.
       loss: `loss(batch, index) -> Metrics`: the training loss and its metrics on a
         batch of numpy arrays, with the randomness of stream 'eval' at `index`.
       predict: `predict(z_t, t, label) -> Prediction`, jitted, t and label `[B]`.
+      compute: `compute(function, *arrays, guided=False) -> numpy`: the jitted
+        `function(predict, *arrays)`, with `predict(z_t, t, cond) -> Prediction` to call
+        and to differentiate. It is compiled once per function object and shapes.
       process: the process under which the network was trained.
+      sampler: of the config.
     """
 
     step: int
     spec: DataSpec
     train: Source
     test: Source
-    draw: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    draw: Callable[..., tuple[np.ndarray, np.ndarray]]
     loss: Callable[[Batch, int], Metrics]
     predict: Callable[..., Prediction]
+    compute: Callable[..., Any]
     process: Any
+    sampler: Any
 
 
 class EvalResult(NamedTuple):

@@ -178,7 +178,8 @@ class Denoising:
         """
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), z_t.shape[:1])
         apply = self.networks["denoiser"].apply
-        raw = apply(params["denoiser"], z_t, self._cond(t, cond))
+        scaled = self.process.network_input(z_t, t)
+        raw = apply(params["denoiser"], scaled, self._cond(t, cond))
         return self.process.predict(raw, z_t, t)
 
     def loss(
@@ -192,11 +193,15 @@ class Denoising:
         """
         keys = [jax.random.fold_in(inputs.key, use) for use in range(4)]
         x = inputs.batch["x"].astype(jnp.float32)
-        t, weight = self.times.sample(keys[_TIMES], x.shape[0])
+        t, weight = self.times.sample(keys[_TIMES], x.shape[0], self.process.schedule)
         z_t, eps = self.process.corrupt(keys[_NOISE], x, t)
         cond = self._cond(t, self._drop_labels(keys[_LABEL], inputs.batch))
         raw = self.networks["denoiser"].apply(
-            params["denoiser"], z_t, cond, train=True, key=keys[_NETWORK]
+            params["denoiser"],
+            self.process.network_input(z_t, t),
+            cond,
+            train=True,
+            key=keys[_NETWORK],
         )
         schedule = self.process.schedule
         error = denoising_error(self.process, x, eps, raw, t)

@@ -11,11 +11,18 @@ and q(z_t | z_s) has the variance sigma_t² c. Sampling may use any variance in 
 
     log var = log c + (1 - gamma) log sigma_s² + gamma log sigma_t²                 (4)
 
+EDM's network F answers in a space of unit variance, for data of variance d²:
+
+    x = (alpha d² / q) z_t + (sigma d / sqrt q) F,   q = alpha² d² + sigma²         (5)
+
+which is F = -v for d = 1 and alpha² + sigma² = 1. Its input is z_t / sqrt q.
+
 None of this needs alpha² + sigma² = 1. Everything here is float32, whatever comes in.
 
 Source: Ho, Jain and Abbeel 2020 (arXiv 2006.11239); Salimans and Ho 2022
 (arXiv 2202.00512), appendix D, for v; Hoogeboom, Heek and Salimans 2023
-(arXiv 2301.11093) for (4).
+(arXiv 2301.11093) for (4); Karras et al. 2022 (arXiv 2206.00364), section 5, for (5):
+c_skip, c_out and c_in in their variables z_t / alpha and sigma / alpha.
 """
 
 from __future__ import annotations
@@ -31,12 +38,17 @@ from diffusionlab.types import Array, Prediction, Schedule, lift
 
 
 class Scales(NamedTuple):
-    """alpha, sigma and their derivatives in t, all of one shape."""
+    """alpha, sigma and their derivatives in t, all of one shape.
+
+    Attributes:
+      sigma_data: the standard deviation of the data, as told to the process.
+    """
 
     alpha: Array
     sigma: Array
     d_alpha: Array
     d_sigma: Array
+    sigma_data: float = 1.0
 
 
 class PredictionType(NamedTuple):
@@ -86,6 +98,25 @@ def _velocity_to(raw: Array, z_t: Array, scales: Scales) -> Prediction:
     )
 
 
+def _edm_variance(scales: Scales) -> Array:
+    return scales.sigma**2 + (scales.alpha * scales.sigma_data) ** 2
+
+
+def _edm_to(raw: Array, z_t: Array, scales: Scales) -> Prediction:
+    alpha, sigma, data = scales.alpha, scales.sigma, scales.sigma_data
+    variance = _edm_variance(scales)
+    scaled = data * raw / jnp.sqrt(variance)
+    return Prediction(
+        alpha * data**2 / variance * z_t + sigma * scaled,
+        sigma / variance * z_t - alpha * scaled,
+    )
+
+
+def _edm_from(x: Array, eps: Array, scales: Scales) -> Array:
+    alpha, sigma, data = scales.alpha, scales.sigma, scales.sigma_data
+    return (sigma * x / data - alpha * data * eps) / jnp.sqrt(_edm_variance(scales))
+
+
 PREDICTIONS = {
     "eps": PredictionType(
         to=_eps_to,
@@ -107,6 +138,13 @@ PREDICTIONS = {
         from_=lambda x, eps, scales: scales.d_alpha * x + scales.d_sigma * eps,
         eps_error_scale=lambda scales: (scales.alpha / _determinant(scales)) ** 2,
     ),
+    "edm": PredictionType(
+        to=_edm_to,
+        from_=_edm_from,
+        eps_error_scale=lambda scales: (
+            (scales.alpha * scales.sigma_data) ** 2 / _edm_variance(scales)
+        ),
+    ),
 }
 
 
@@ -122,16 +160,23 @@ class Gaussian:
 
     Attributes:
       schedule: t -> logsnr, alpha, sigma.
-      prediction: what the raw network output means: eps, x, v or velocity.
+      prediction: what the raw network output means: eps, x, v, velocity or edm.
+      sigma_data: standard deviation of the data, d of equation 5.
+      scale_input: the network sees z_t / sqrt(alpha² d² + sigma²), of unit variance,
+        which matters where alpha² + sigma² is far from 1.
 
     Raises:
-      ValueError: `prediction` is another word.
+      ValueError: `prediction` is another word, or sigma_data is not positive.
     """
 
     schedule: Schedule
     prediction: str
+    sigma_data: float = 1.0
+    scale_input: bool = False
 
     def __post_init__(self):
+        if self.sigma_data <= 0:
+            raise ValueError(f"sigma_data: must be positive, got {self.sigma_data}.")
         if self.prediction not in PREDICTIONS:
             raise ValueError(
                 f"prediction: unknown '{self.prediction}'; known: "
@@ -142,15 +187,15 @@ class Gaussian:
         """Returns alpha, sigma, alpha', sigma', each shaped as t."""
         (t,) = _float32(t)
         primal, tangent = jax.jvp(self.schedule.alpha_sigma, (t,), (jnp.ones_like(t),))
-        return Scales(*primal, *tangent)
+        return Scales(*primal, *tangent, self.sigma_data)
 
     def _lifted(self, t: Array, ndim: int) -> Scales:
-        return Scales(*(lift(q, ndim) for q in self.scales(t)))
+        return Scales(*(lift(q, ndim) for q in self.scales(t)[:4]), self.sigma_data)
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Returns z_1 for data of unit variance: N(0, alpha_1² + sigma_1²)."""
+        """Returns z_1 as if the data were N(0, sigma_data²)."""
         alpha, sigma = self.schedule.alpha_sigma(jnp.float32(1.0))
-        std = jnp.sqrt(alpha**2 + sigma**2)
+        std = jnp.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
         return std * jax.random.normal(key, shape, jnp.float32)
 
     def prior_from(self, keys: Array, shape: tuple[int, ...]) -> Array:
@@ -168,6 +213,18 @@ class Gaussian:
         x, eps, t = _float32(x, eps, t)
         alpha, sigma = self.schedule.alpha_sigma(t)
         return lift(alpha, x.ndim) * x + lift(sigma, x.ndim) * eps
+
+    def network_input(self, z_t: Array, t: Array) -> Array:
+        """Returns what the network sees of z_t `[B, ...]`; see `scale_input`."""
+        if not self.scale_input:
+            return z_t
+        (z_t,) = _float32(z_t)
+        return z_t / jnp.sqrt(_edm_variance(self._lifted(t, z_t.ndim)))
+
+    def velocity(self, prediction: Prediction, t: Array) -> Array:
+        """Returns dz_t/dt `[B, ...]` of the probability-flow ODE; equation 2."""
+        scales = self._lifted(t, prediction.x.ndim)
+        return scales.d_alpha * prediction.x + scales.d_sigma * prediction.eps
 
     def predict(self, raw: Array, z_t: Array, t: Array) -> Prediction:
         """Returns (x, eps) that a raw network output says, given z_t `[B, ...]`."""

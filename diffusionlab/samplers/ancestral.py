@@ -15,7 +15,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from diffusionlab.samplers import base
+from diffusionlab.samplers import base, grids
 from diffusionlab.types import Array, Predict, Process
 
 
@@ -25,6 +25,7 @@ class Ancestral:
 
     Attributes:
       num_steps: network evaluations.
+      grid: the times; None is uniform.
       noise_exponent: gamma. 0 is the posterior given x, which ends with too little
         variance; 1 is the variance of the forward step.
 
@@ -33,7 +34,11 @@ class Ancestral:
     """
 
     num_steps: int
+    grid: grids.Grid | None = None
     noise_exponent: float = 0.3
+
+    times, init, final = base.times, base.init, base.final
+    num_evaluations = base.one_per_step
 
     def __post_init__(self):
         base.check_num_steps(self.num_steps)
@@ -41,10 +46,6 @@ class Ancestral:
             raise ValueError(
                 f"noise_exponent: must be in [0, 1], got {self.noise_exponent}."
             )
-
-    def init(self, z: Array, t: Array) -> base.State:
-        """Returns the state at z_1 `[B, ...]`."""
-        return base.State(z, jnp.zeros_like(z))
 
     def step(
         self,
@@ -62,7 +63,3 @@ class Ancestral:
         )
         noise = base.normal(keys, state.z.shape[1:])
         return base.State(mean + jnp.sqrt(variance) * noise, prediction.x)
-
-    def final(self, state: base.State) -> Array:
-        """Returns the last predicted clean data: the latent still has noise in it."""
-        return state.x

@@ -21,7 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusionlab.types import Array
+from diffusionlab.types import Array, Schedule
 
 
 def _quantiles(key: Array, batch_size: int, stratified: bool) -> Array:
@@ -41,7 +41,9 @@ class Uniform:
 
     stratified: bool = True
 
-    def sample(self, key: Array, batch_size: int) -> tuple[Array, Array]:
+    def sample(
+        self, key: Array, batch_size: int, schedule: Schedule
+    ) -> tuple[Array, Array]:
         """Returns t `[B]` in [0, 1) and weights `[B]`, all 1; both float32."""
         t = _quantiles(key, batch_size, self.stratified)
         return t, jnp.ones_like(t)
@@ -72,7 +74,9 @@ class LogitNormal:
         if self.std <= 0:
             raise ValueError(f"std: must be positive, got {self.std}.")
 
-    def sample(self, key: Array, batch_size: int) -> tuple[Array, Array]:
+    def sample(
+        self, key: Array, batch_size: int, schedule: Schedule
+    ) -> tuple[Array, Array]:
         """Returns t `[B]` in (0, 1) and weights `[B]`; both float32."""
         # The quantiles 0 and 1 are infinite; 2^-24 is the half-step of float32 at 1.
         quantile = _quantiles(key, batch_size, self.stratified)

@@ -27,7 +27,9 @@ def context(loss):
         draw=None,
         loss=loss,
         predict=None,
+        compute=None,
         process=None,
+        sampler=None,
     )
 
 

@@ -51,7 +51,7 @@ def exact(z_t, t, label, conditional=True):
 def context(predict=exact, draw=draw, spec=Source.spec):
     process = python_types.SimpleNamespace(schedule=Cosine())
     return types.EvalContext(
-        1, spec, Source(0), Source(1), draw, None, predict, process
+        1, spec, Source(0), Source(1), draw, None, predict, None, process, None
     )
 
 

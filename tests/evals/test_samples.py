@@ -36,7 +36,9 @@ def context(draw, spec=SPEC):
         draw=draw,
         loss=None,
         predict=None,
+        compute=None,
         process=None,
+        sampler=None,
     )
 
 

@@ -119,7 +119,7 @@ def test_losses_are_finite_float32_at_both_ends_of_time(prediction, schedule):
 def test_the_importance_weight_multiplies_the_loss(as_uniform):
     law = LogitNormal(mean=0.5, std=2.0, as_uniform=as_uniform)
     loss, _ = run(objective(times=law), inputs(1 << 12))
-    t, weight = law.sample(jax.random.fold_in(jax.random.key(0), 0), 1 << 12)
+    t, weight = law.sample(jax.random.fold_in(jax.random.key(0), 0), 1 << 12, None)
     alpha, _ = PROCESS.schedule.alpha_sigma(t)
     terms = np.float64(weight * alpha**2)
     nodes, density = np.polynomial.hermite_e.hermegauss(40)

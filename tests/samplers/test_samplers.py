@@ -12,7 +12,7 @@ import pytest
 from diffusionlab import keys as keys_lib
 from diffusionlab import registry
 from diffusionlab.processes.gaussian import Gaussian
-from diffusionlab.samplers import base
+from diffusionlab.samplers import base, grids
 from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
@@ -23,6 +23,7 @@ SAMPLERS = list(registry.table("sampler"))
 PROCESS = Gaussian(schedule=Cosine(), prediction="v")
 WIDE = Gaussian(schedule=Cosine(logsnr_min=-40.0, logsnr_max=40.0), prediction="v")
 NONE, FULL = (Ancestral(num_steps=1, noise_exponent=gamma) for gamma in (0.0, 1.0))
+UNIFORM = grids.Uniform()
 NUM_STEPS = (1, 2, 3, 8, 10, 100)
 
 
@@ -49,7 +50,7 @@ def coefficients(sampler, process, mean=0.0, std=1.0):
 
     The noise of a step is replaced by ones; without data mean, `addition` is its scale.
     """
-    grids = {n: base.grid(n) for n in NUM_STEPS}
+    grids = {n: UNIFORM(None, n) for n in NUM_STEPS}
     predict = denoiser(process, mean, std)
     keys = jax.random.split(jax.random.key(0), 1)
 
@@ -140,7 +141,7 @@ def test_unit_gaussian_latents_keep_variance_one_at_exponent_one(num_steps):
     # Each step is rounded at a few 6e-8 and the errors add up.
     tolerance = 3e-7 * num_steps**0.5 + 3e-7
     np.testing.assert_allclose(variances(factor, scale), 1.0, atol=tolerance)
-    alpha, _ = PROCESS.schedule.alpha_sigma(base.grid(num_steps))
+    alpha, _ = PROCESS.schedule.alpha_sigma(UNIFORM(None, num_steps))
     np.testing.assert_allclose(factor, alpha[:-1] / alpha[1:], rtol=1e-6, atol=1e-7)
 
 
@@ -173,7 +174,9 @@ def test_samples_have_the_variance_of_the_coefficients(exponent, variance):
 
 
 def test_point_mass_latents_have_the_variance_of_the_process():
-    alpha, sigma = (np.float64(q) for q in PROCESS.schedule.alpha_sigma(base.grid(10)))
+    alpha, sigma = (
+        np.float64(q) for q in PROCESS.schedule.alpha_sigma(UNIFORM(None, 10))
+    )
     factor, addition = coefficients(NONE, PROCESS, mean=0.7, std=0.0)[10]
     # The latent has mean alpha 0.7; what is added beyond that is noise.
     scale = addition - 0.7 * (alpha[1:] - factor * alpha[:-1])

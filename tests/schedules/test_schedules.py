@@ -209,21 +209,21 @@ def test_impossible_constants_are_refused(build):
 @pytest.mark.parametrize("stratified", [True, False])
 def test_times_are_in_the_unit_interval(name, stratified):
     law = registry.build("times", {"name": name, "stratified": stratified}, "config")
-    t, weight = law.sample(jax.random.key(1), 4096)
+    t, weight = law.sample(jax.random.key(1), 4096, None)
     assert t.shape == weight.shape == (4096,) and t.dtype == weight.dtype == jnp.float32
     assert float(t.min()) >= 0 and float(t.max()) <= 1
     np.testing.assert_array_equal(weight, 1.0)
 
 
 def test_stratified_times_have_one_value_per_stratum():
-    t, _ = times.Uniform().sample(jax.random.key(2), 64)
+    t, _ = times.Uniform().sample(jax.random.key(2), 64, None)
     np.testing.assert_array_equal(np.sort(np.floor(np.sort(t) * 64)), np.arange(64))
 
 
 @pytest.mark.parametrize("mean", [0.0, -0.8])
 def test_logit_normal_has_its_moments_and_can_be_weighted_back(mean):
     law = times.LogitNormal(mean=mean, std=1.3, as_uniform=True)
-    t, weight = law.sample(jax.random.key(3), 1 << 16)
+    t, weight = law.sample(jax.random.key(3), 1 << 16, None)
     logit = jnp.log(t) - jnp.log1p(-t)
     assert float(logit.mean()) == pytest.approx(mean, abs=2e-3)
     assert float(logit.std()) == pytest.approx(1.3, rel=2e-3)

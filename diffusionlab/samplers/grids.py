@@ -1,0 +1,202 @@
+"""Where a sampler stops between noise, t = 1, and data, t = 0.
+
+With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
+
+    uniform    t = u
+    quadratic  t = u^power                                                          (1)
+    logsnr     equal steps in logsnr
+    rho        sigma / alpha = (low^(1/rho) + u (high^(1/rho) - low^(1/rho)))^rho,
+               and a last step to t = 0                                             (2)
+    shifted    t -> shift t / (1 + (shift - 1) t) on another grid                   (3)
+    custom     a list of times
+
+Equal steps in logsnr stop at `logsnr_max`, where the last step leaves for t = 0, as (2)
+does at `low`: a schedule whose own end is much cleaner would spend them there.
+
+Source: Song, Meng and Ermon 2021 (arXiv 2010.02502), appendix D.2, for (1); Karras et
+al. 2022 (arXiv 2206.00364), equation 5, for (2); Lu et al. 2022 (arXiv 2206.00927) for
+equal steps in logsnr; Esser et al. 2024 (arXiv 2403.03206), equation 23, for (3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusionlab.types import Array, Schedule
+
+
+class Grid(Protocol):
+    """(schedule, num_steps) -> times `[num_steps + 1]`, strictly from 1 down to 0."""
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array: ...
+
+
+def _u(num_steps: int) -> np.ndarray:
+    return np.arange(num_steps, -1, -1, dtype=np.float32) / np.float32(num_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Equal steps in t."""
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        return _u(num_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quadratic:
+    """Equation 1; with power 2 the steps shrink towards the data.
+
+    Attributes:
+      power: of u; 1 is uniform.
+
+    Raises:
+      ValueError: power is not positive.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self):
+        if self.power <= 0:
+            raise ValueError(f"power: must be positive, got {self.power}.")
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        return _u(num_steps) ** np.float32(self.power)
+
+
+def _to_zero(inner: Array) -> Array:
+    """Starts at t = 1 exactly and appends t = 0 to times `[num_steps]`."""
+    inner = jnp.clip(inner, 0.0, 1.0).at[0].set(1.0)
+    return jnp.append(inner, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logsnr:
+    """Equal steps in logsnr from t = 1 to `logsnr_max`, then one to t = 0.
+
+    Attributes:
+      logsnr_max: the last stop; None is the schedule's own end, and the step that
+        would follow from there is left out.
+    """
+
+    logsnr_max: float | None = 9.0
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        first, end = schedule.logsnr(jnp.float32(1)), schedule.logsnr(jnp.float32(0))
+        if self.logsnr_max is None or num_steps == 1:
+            logsnr = first + (end - first) * (1.0 - _u(num_steps))
+            return schedule.inverse(logsnr).at[0].set(1.0).at[-1].set(0.0)
+        if not float(first) < self.logsnr_max < float(end):
+            raise ValueError(
+                f"grid.logsnr_max: must be between the ends {float(first):.4g} and "
+                f"{float(end):.4g} of the schedule, got {self.logsnr_max}."
+            )
+        u = _u(num_steps - 1)
+        return _to_zero(schedule.inverse(first * u + self.logsnr_max * (1.0 - u)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rho:
+    """Equation 2, the grid of EDM: num_steps noise levels, then t = 0.
+
+    Attributes:
+      sigma_min, sigma_max: the last and the first noise level sigma / alpha; a level
+        beyond the schedule's end is that end. The first stop is always t = 1.
+      rho: larger spends more steps on little noise.
+
+    Raises:
+      ValueError: not 0 < sigma_min < sigma_max, or rho is not positive.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                "sigma_min: expected 0 < sigma_min < sigma_max, got "
+                f"{self.sigma_min} and {self.sigma_max}."
+            )
+        if self.rho <= 0:
+            raise ValueError(f"rho: must be positive, got {self.rho}.")
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        ends = (schedule.logsnr(jnp.float32(t)) for t in (0.0, 1.0))
+        cleanest, noisiest = (math.exp(-0.5 * float(logsnr)) for logsnr in ends)
+        low = max(self.sigma_min, cleanest) ** (1 / self.rho)
+        high = min(self.sigma_max, noisiest) ** (1 / self.rho)
+        if not low < high:
+            raise ValueError(
+                f"grid.sigma_min: the levels {self.sigma_min} to {self.sigma_max} lie "
+                f"outside those of the schedule, {cleanest:.4g} to {noisiest:.4g}."
+            )
+        if num_steps == 1:
+            return jnp.array([1.0, 0.0])
+        root = low + _u(num_steps - 1) * (high - low)
+        inner = schedule.inverse(-2.0 * self.rho * jnp.log(root))
+        # Where the schedule ends at low already, the last level would be t = 0 twice.
+        if float(inner[-1]) <= 0.0:
+            root = low + _u(num_steps) * (high - low)
+            inner = schedule.inverse(-2.0 * self.rho * jnp.log(root))[:-1]
+        return _to_zero(inner)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Custom:
+    """A list of times.
+
+    Attributes:
+      times: num_steps + 1 of them, strictly from 1 down to 0.
+
+    Raises:
+      ValueError: the list is not that.
+    """
+
+    times: tuple
+
+    def __post_init__(self):
+        steps = np.diff(np.asarray(self.times, np.float32))
+        if len(steps) == 0 or self.times[0] != 1 or self.times[-1] != 0:
+            raise ValueError(f"times: must lead from 1 to 0, got {self.times}.")
+        if not np.all(steps < 0):
+            raise ValueError(f"times: must decrease strictly, got {self.times}.")
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        if len(self.times) != num_steps + 1:
+            raise ValueError(
+                f"grid.times: {num_steps} steps need {num_steps + 1} times, got "
+                f"{len(self.times)}."
+            )
+        return np.asarray(self.times, np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shifted:
+    """Equation 3: `shift` above 1 moves the stops towards noise.
+
+    Under the flow schedule it adds 2 log(1 / shift) to the logsnr of every stop.
+
+    Attributes:
+      shift: the ratio; 1 changes nothing.
+      grid: the grid whose times are moved; None is uniform.
+
+    Raises:
+      ValueError: shift is not positive.
+    """
+
+    shift: float
+    grid: Grid | None = None
+
+    def __post_init__(self):
+        if self.shift <= 0:
+            raise ValueError(f"shift: must be positive, got {self.shift}.")
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        t = (self.grid or Uniform())(schedule, num_steps)
+        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
