@@ -56,8 +56,10 @@ class Ddim:
         """Returns the state at s, both scalars; `keys` `[B]` is used for eta > 0."""
         x, eps = predict(state.z, t)
         if self.eta:
-            change = -jnp.expm1(-2.0 * base.half_logsnr_step(process, t, s))
+            twice = 2.0 * base.half_logsnr_step(process, t, s)
+            # 1 - eta² c, where c rounds to 1 on a long step.
+            keep = (1.0 - self.eta**2) + self.eta**2 * jnp.exp(-twice)
+            fresh = -(self.eta**2) * jnp.expm1(-twice)
             noise = base.normal(keys, state.z.shape[1:])
-            keep = jnp.sqrt(1.0 - self.eta**2 * change)
-            eps = keep * eps + self.eta * jnp.sqrt(change) * noise
+            eps = jnp.sqrt(keep) * eps + jnp.sqrt(fresh) * noise
         return base.State(process.mix(*Prediction(x, eps), s), x)

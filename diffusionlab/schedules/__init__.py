@@ -9,9 +9,18 @@ REGISTRY = {
         "linear_logsnr": "diffusionlab.schedules.linear_logsnr:LinearLogsnr",
         "edm": "diffusionlab.schedules.edm:Edm",
         "flow": "diffusionlab.schedules.flow:Flow",
+        "discrete_beta": "diffusionlab.schedules.discrete_beta:DiscreteBeta",
+        "sigmoid": "diffusionlab.schedules.sigmoid:Sigmoid",
+        "variance_exploding": (
+            "diffusionlab.schedules.variance_exploding:VarianceExploding"
+        ),
     },
     "times": {
         "uniform": "diffusionlab.schedules.times:Uniform",
         "logit_normal": "diffusionlab.schedules.times:LogitNormal",
+        "log_normal": "diffusionlab.schedules.times:LogNormal",
+        "logsnr_uniform": "diffusionlab.schedules.times:LogsnrUniform",
+        "discrete": "diffusionlab.schedules.times:Discrete",
+        "importance": "diffusionlab.schedules.importance:Importance",
     },
 }

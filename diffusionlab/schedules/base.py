@@ -56,3 +56,12 @@ def check_range(logsnr_min: float, logsnr_max: float) -> None:
         raise ValueError(
             f"logsnr_min: must be below logsnr_max = {logsnr_max}, got {logsnr_min}."
         )
+
+
+def check_levels(sigma_min: float, sigma_max: float) -> None:
+    """Raises ValueError unless 0 < sigma_min < sigma_max."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            "sigma_min: expected 0 < sigma_min < sigma_max, got "
+            f"{sigma_min} and {sigma_max}."
+        )

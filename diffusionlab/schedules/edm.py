@@ -1,11 +1,12 @@
-"""The noise levels of EDM as a logsnr law, in variance-preserving form.
+"""The noise levels of EDM as a logsnr law, in two forms.
 
     sigma_edm(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho
     logsnr(t) = -2 log sigma_edm(t)                                                 (1)
 
-EDM adds noise without shrinking the data, z_edm = x + sigma_edm eps. Here
-z = z_edm / sqrt(1 + sigma_edm²), which has the same logsnr and the same samplers up to
-that scale. A uniform grid in t is the grid of EDM's sampler.
+EDM adds noise without shrinking the data, z_edm = x + sigma_edm eps: that is the form
+with `preserving` False. The other is z = z_edm / sqrt(1 + sigma_edm²), which has the
+same logsnr; a sampler whose steps depend on logsnr alone is the same up to that scale.
+A uniform grid in t is the grid of EDM's sampler.
 
 Source: Karras, Aittala, Aila and Laine 2022 (arXiv 2206.00364), equation 5.
 """
@@ -27,6 +28,8 @@ class Edm:
     Attributes:
       sigma_min, sigma_max: noise level of EDM at t = 0 and at t = 1.
       rho: larger spends more of t on little noise.
+      preserving: alpha² + sigma² = 1; False is the published alpha = 1, for which the
+        process wants `scale_input=True`.
 
     Raises:
       ValueError: not 0 < sigma_min < sigma_max, or rho is not positive.
@@ -35,13 +38,10 @@ class Edm:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    preserving: bool = True
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                "sigma_min: expected 0 < sigma_min < sigma_max, got "
-                f"{self.sigma_min} and {self.sigma_max}."
-            )
+        base.check_levels(self.sigma_min, self.sigma_max)
         if self.rho <= 0:
             raise ValueError(f"rho: must be positive, got {self.rho}.")
 
@@ -63,8 +63,11 @@ class Edm:
         return -2.0 * self.rho * (high - low) / self._root(t)
 
     def alpha_sigma(self, t: Array) -> tuple[Array, Array]:
-        """Returns (alpha, sigma), alpha² + sigma² = 1, each shaped as t."""
-        return base.alpha_sigma(self.logsnr(t))
+        """Returns (alpha, sigma), each shaped as t."""
+        if self.preserving:
+            return base.alpha_sigma(self.logsnr(t))
+        sigma = self._root(t) ** self.rho
+        return jnp.ones_like(sigma), sigma
 
     def inverse(self, logsnr: Array) -> Array:
         """Returns t in [0, 1]; beyond an end of the range it is that end."""

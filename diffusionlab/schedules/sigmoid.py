@@ -8,8 +8,8 @@ With s = start / temperature, e = end / temperature and y = tau (e - s),
     tanh(y/2) = sinh((e - s)/2) / (R + cosh((e - s)/2)),
         R = exp(logsnr) cosh(e/2) / cosh(s/2)                                       (3)
 
-(2) is (1) without differences of sigmoids. tau = 0 and 1 have infinite logsnr: it is
-tau = tau_0 + t (tau_1 - tau_0), from logsnr_max to logsnr_min.
+(2) is (1) without differences of sigmoids. At tau = 0 and 1 logsnr is infinite, so
+tau = tau_0 + t (tau_1 - tau_0) goes from logsnr_max to logsnr_min.
 
 Source: Jabri, Fleet and Chen 2022 (arXiv 2212.11972); Chen 2023 (arXiv 2301.10972),
 section 2.1.
@@ -48,7 +48,9 @@ class Sigmoid:
 
     def __post_init__(self):
         if not self.start < self.end:
-            raise ValueError(f"start: must be below end = {self.end}, got {self.start}.")
+            raise ValueError(
+                f"start: must be below end = {self.end}, got {self.start}."
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature: must be positive, got {self.temperature}.")
         base.check_range(self.logsnr_min, self.logsnr_max)
@@ -60,19 +62,54 @@ class Sigmoid:
 
     @property
     def _log_ratio(self) -> float:
-        """log of cosh(e/2) / cosh(s/2)."""
-        s, e = (q / self.temperature / 2 for q in (self.start, self.end))
-        return math.log(math.cosh(e)) - math.log(math.cosh(s))
-
-    def _from_noise(self, logsnr: float) -> float:
-        """e - s - y for a logsnr; of the negative, mirrored, it is y."""
-        half = self._length / 2
-        ratio = math.exp(-logsnr - self._log_ratio)
-        return 2.0 * math.atanh(math.sinh(half) / (ratio + math.cosh(half)))
+        """log R - logsnr."""
+        s, e = (abs(q) / self.temperature for q in (self.start, self.end))
+        # log cosh(q/2) up to a constant, of any q.
+        return (e - s) / 2 + math.log1p(math.exp(-e)) - math.log1p(math.exp(-s))
 
     @property
-    def _ends(self) -> tuple[float, float]:
-        """y at t = 0, and e - s - y at t = 1."""
-        return self._length - self._far(self.logsnr_max), self._from_noise(
-            self.logsnr_min
-        )
+    def _ends(self) -> tuple[float, float, float]:
+        """y at t = 0, e - s - y at t = 1, and how far y goes in between."""
+        first = float(self._near(self.logsnr_max + self._log_ratio))
+        last = float(self._near(-self.logsnr_min - self._log_ratio))
+        return first, last, self._length - first - last
+
+    def _near(self, log_r, xp=math):
+        """y of equation 3; of -log R, by symmetry, e - s - y."""
+        half = self._length / 2
+        log_cosh = half + math.log1p(math.exp(-2 * half)) - math.log(2)
+        return 2 * xp.atanh(math.tanh(half) / (1 + xp.exp(log_r - log_cosh)))
+
+    def _sides(self, t: Array) -> tuple[Array, Array]:
+        """y and e - s - y, each from its own end, so that it keeps its digits."""
+        t = base.float32(t)
+        first, last, span = self._ends
+        return first + t * span, last + (1.0 - t) * span
+
+    def logsnr(self, t: Array) -> Array:
+        """Returns float32 logsnr, shaped as t."""
+        from_data, from_noise = self._sides(t)
+        log_r = _log_sinh(0.5 * from_noise) - _log_sinh(0.5 * from_data)
+        return log_r - self._log_ratio
+
+    def derivative(self, t: Array) -> Array:
+        """Returns d logsnr / d t, negative, shaped as t."""
+        slope = sum(1.0 / jnp.tanh(0.5 * side) for side in self._sides(t))
+        return -0.5 * self._ends[2] * slope
+
+    def alpha_sigma(self, t: Array) -> tuple[Array, Array]:
+        """Returns (alpha, sigma), alpha² + sigma² = 1, each shaped as t."""
+        return base.alpha_sigma(self.logsnr(t))
+
+    def inverse(self, logsnr: Array) -> Array:
+        """Returns t in [0, 1]; beyond an end of the range it is that end."""
+        log_r = base.float32(logsnr) + self._log_ratio
+        first, last, span = self._ends
+        near = self._near(jnp.abs(log_r), jnp)
+        t = jnp.where(log_r > 0, (near - first) / span, 1.0 - (near - last) / span)
+        return jnp.clip(t, 0.0, 1.0)
+
+
+def _log_sinh(q: Array) -> Array:
+    """log sinh(q) for q > 0, up to the constant log 2."""
+    return q + jnp.log(-jnp.expm1(-2.0 * q))
