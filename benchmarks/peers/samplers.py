@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from unittest import mock
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,16 +32,27 @@ torchvision torchvision.transforms torchvision.transforms.functional torchvision
 torchvision.datasets clip cleanfid cleanfid.inception_torchscript dctorch
 dctorch.functional kornia kornia.augmentation skimage jsonmerge accelerate
 """
+# diffusers loads a module when it is first asked for, and looks for some of these.
+SCHEDULERS = {
+    name: getattr(diffusers, name)
+    for name in (
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    )
+}
 for _name in _UNUSED.split():
     sys.modules.setdefault(_name, mock.MagicMock())
 
-import diffusers
 from k_diffusion import sampling as k_sampling
 
-NUM_STEPS, BATCH, SIZE = 16, 64, 16
+NUM_STEPS, BATCH, SIZE = 20, 64, 16
 RNG = np.random.default_rng(0)
-MEANS = 0.8 * RNG.standard_normal((2, SIZE))
-WEIGHTS, STD = np.array([0.3, 0.7]), 0.4
+MEANS = 0.4 * RNG.standard_normal((2, SIZE))
+WEIGHTS, STD = np.array([0.3, 0.7]), 0.5
 START, NOISE = RNG.standard_normal((2, BATCH, SIZE))
 
 
@@ -54,8 +66,11 @@ def exact_x(z, alpha, sigma):
     return (share * (torch.tensor(MEANS) + gain * offset)).sum(1)
 
 
-def ours(block, schedule, start, grid=None):
-    """Samples of a registered sampler; every draw of noise is `NOISE`."""
+def ours(block, schedule, start, grid=None, skip_last=False):
+    """Samples of a registered sampler; every draw of noise is `NOISE`.
+
+    With `skip_last`, the latents before the last step.
+    """
     process = registry.build(
         "process",
         {"name": "gaussian", "prediction": "eps", "schedule": schedule},
@@ -77,13 +92,14 @@ def ours(block, schedule, start, grid=None):
 
     fixed = jnp.asarray(NOISE, jnp.float32)
     times = sampler.times(process.schedule)
+    times = times[:-1] if skip_last else times
     z = start(process, jnp.asarray(START, jnp.float32))
     keys = jax.random.split(jax.random.key(0), BATCH)
     with mock.patch.object(base, "normal", lambda keys, shape: fixed):
         state = jax.jit(
             lambda z: base.solve(sampler, process, predict, z, times, keys)
         )(z)
-    return np.asarray(sampler.final(state), np.float64)
+    return np.asarray(state.z if skip_last else sampler.final(state), np.float64)
 
 
 # --- k-diffusion: noise levels of EDM's grid, from 80 to 0.002, then 0 ----------------
@@ -104,7 +120,8 @@ def edm(block):
     """Ours start at 80 eps in EDM's variables, which the schedule scales."""
     return ours(
         block,
-        {"name": "edm"},
+        # Cleaner than the last level, so that a step to 0 is left after it.
+        {"name": "edm", "sigma_min": 1e-4},
         lambda process, eps: 80.0 * eps * process.schedule.alpha_sigma(1.0)[0],
         {"name": "rho"},
     )
@@ -121,7 +138,6 @@ K_DIFFUSION = [
     ("ancestral", {"noise_exponent": 0.0}, "sample_euler_ancestral", {}),
     ("adams_bashforth", {"order": 4}, "sample_lms", {"order": 4}),
     ("dpm_solver_2s", {}, "sample_dpmpp_2s_ancestral", {"eta": 0.0}),
-    ("dpm_solver_2s", {"eta": 1.0}, "sample_dpmpp_sde", {"eta": 1.0}),
     ("dpm_solver_2m", {}, "sample_dpmpp_2m", {}),
     (
         "dpm_solver_2m",
@@ -129,14 +145,23 @@ K_DIFFUSION = [
         "sample_dpmpp_2m_sde",
         {"eta": 1.0, "solver_type": "midpoint"},
     ),
-    ("dpm_solver_3m", {"eta": 1.0}, "sample_dpmpp_3m_sde", {"eta": 1.0}),
+    (
+        "dpm_solver_3m",
+        {"eta": 1.0, "published": True},
+        "sample_dpmpp_3m_sde",
+        {"eta": 1.0},
+    ),
 ]
 
-# --- diffusers: 1,000 steps of DDPM, of which 16 are taken ----------------------------
+# --- diffusers: 1,000 steps of DDPM, of which 20 are taken ----------------------------
 
 
 def run_scheduler(scheduler, z, alpha_sigma, **step_options):
-    """The usual loop of a diffusers pipeline, with an eps-prediction."""
+    """The usual loop of a diffusers pipeline, with an eps-prediction.
+
+    The last step is left out: there, and just before it, each scheduler has a rule of
+    its own, which does not tell whether the method is the same.
+    """
     noise = torch.tensor(NOISE)
 
     def fixed(*args, **kwargs):
@@ -144,7 +169,7 @@ def run_scheduler(scheduler, z, alpha_sigma, **step_options):
 
     module = sys.modules[type(scheduler).__module__]
     with mock.patch.object(module, "randn_tensor", fixed, create=True):
-        for t in scheduler.timesteps:
+        for t in scheduler.timesteps[:-1]:
             alpha, sigma = alpha_sigma(scheduler, t)
             model_input = scheduler.scale_model_input(z, t)
             x = exact_x(model_input, alpha, sigma)
@@ -161,8 +186,8 @@ def table(scheduler, t):
 
 
 def ddpm(scheduler_name, step_options=None, **options):
-    scheduler = getattr(diffusers, scheduler_name)(
-        beta_schedule="linear", timestep_spacing="linspace", **options
+    scheduler = SCHEDULERS[scheduler_name](
+        beta_schedule="linear", timestep_spacing="trailing", **options
     )
     for name in ("betas", "alphas", "alphas_cumprod"):
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -185,11 +210,12 @@ def ddpm(scheduler_name, step_options=None, **options):
 
 
 def discrete(block, grid):
-    return ours(block, {"name": "discrete_beta"}, lambda process, eps: eps, grid)
+    schedule = {"name": "discrete_beta"}
+    return ours(block, schedule, lambda process, eps: eps, grid, skip_last=True)
 
 
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
-ZERO = {"final_sigmas_type": "zero"}
+FULL = {"final_sigmas_type": "sigma_min", "lower_order_final": False}
 DIFFUSERS = [
     ("ddim", {"eta": eta}, "DDIMScheduler", {"clip_sample": False}, {"eta": eta})
     for eta in (0.0, 0.5, 1.0)
@@ -205,15 +231,19 @@ DIFFUSERS += [
     for exponent, name in ((0.0, "fixed_small"), (1.0, "fixed_large"))
 ]
 DIFFUSERS += [
-    (f"dpm_solver_{order}{kind}", {}, DPM, {"solver_order": order, **ZERO}, {})
-    for order, kind in ((1, "s"), (2, "m"), (3, "m"))
+    (f"dpm_solver_{kind}", options, DPM, {"solver_order": order, **FULL}, {})
+    for order, kind, options in (
+        (1, "1s", {}),
+        (2, "2m", {}),
+        (3, "3m", {"published": True}),
+    )
 ]
 DIFFUSERS += [
     (
         f"dpm_solver_{order}{kind}",
         {"eta": 1.0},
         DPM,
-        {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **ZERO},
+        {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **FULL},
         {},
     )
     for order, kind in ((1, "s"), (2, "m"))
@@ -223,7 +253,7 @@ DIFFUSERS += [
         "unipc",
         {"order": order, "variant": variant},
         UNIPC,
-        {"solver_order": order, "solver_type": variant, **ZERO},
+        {"solver_order": order, "solver_type": variant, **FULL},
         {},
     )
     for variant in ("bh1", "bh2")
@@ -234,7 +264,7 @@ DIFFUSERS += [
         "deis",
         {"order": order, "variable": "log_rho"},
         "DEISMultistepScheduler",
-        {"solver_order": order},
+        {"solver_order": order, "lower_order_final": False},
         {},
     )
     for order in (1, 2, 3)
@@ -243,7 +273,7 @@ DIFFUSERS += [
 
 def flow(shift):
     """Rectified flow: diffusers takes Euler steps of the velocity."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler = SCHEDULERS["FlowMatchEulerDiscreteScheduler"](shift=shift)
     # From noise level 1 in equal steps to 0, before the shift.
     scheduler.set_timesteps(sigmas=(1 - np.arange(NUM_STEPS) / NUM_STEPS).tolist())
     z = torch.tensor(START)

@@ -6,8 +6,8 @@ With rho = sigma / alpha and the prediction of the step before, at t_+:
     z_s = alpha_s (z_t / alpha_t + (rho_s - rho_t) eps_bar)                         (2)
 
 gamma = 1 is DDIM. On equal steps of rho, gamma = 3/2 is the Adams-Bashforth method of
-order 2; every other gamma is of order 1. The source recommends 2, which reads eps_hat as
-an error-prone estimate of the direction to the data.
+order 2; every other gamma is of order 1. The source recommends 2, reading eps_hat as an
+inexact direction to the data.
 
 Source: Permenter and Yuan 2023 (arXiv 2306.04848), section 5, in the variables
 z / alpha and rho.
@@ -48,7 +48,7 @@ class GradientEstimation:
 
     def init(self, z: Array, t: Array) -> multistep.Memory:
         """Returns the state at z_t `[B, ...]`."""
-        return multistep.remember(z, 1)
+        return multistep.remember(z, t, 1)
 
     def step(
         self,

@@ -1,7 +1,7 @@
 """Multistep integration of eps_hat, and what every multistep sampler shares.
 
-With rho = sigma / alpha, lambda = logsnr / 2 = -log rho and h = lambda_s - lambda_t, the
-probability-flow ODE has the exact solutions
+With rho = sigma / alpha, lambda = logsnr / 2 = -log rho and h = lambda_s - lambda_t,
+the probability-flow ODE has the exact solutions
 
     z_s = (alpha_s / alpha_t) z_t + alpha_s int eps_hat d rho                       (1)
     z_s = (sigma_s / sigma_t) z_t + alpha_s int_0^1 h e^(-h (1 - u)) x_hat du       (2)
@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -51,30 +52,29 @@ class Memory(NamedTuple):
       z: `[B, ...]` latent.
       x: `[B, ...]` clean data that the last step predicted.
       past: earlier predictions, each `[B, ...]`, the latest first.
-      nodes: where they were made, float32 scalars: half the logsnr, or t.
+      times: of those predictions, scalars.
       count: steps made, int32.
     """
 
     z: Array
     x: Array
     past: tuple[Array, ...]
-    nodes: tuple[Array, ...]
+    times: tuple[Array, ...]
     count: Array
 
 
-def remember(z: Array, length: int) -> Memory:
-    """Returns the state before the first step, with room for `length` predictions."""
+def remember(z: Array, t: Array, length: int) -> Memory:
+    """Returns the state at z_t before any step, with room for `length` predictions."""
     zeros = jnp.zeros_like(z)
-    empty = jnp.zeros((), jnp.float32)
-    return Memory(z, zeros, (zeros,) * length, (empty,) * length, jnp.int32(0))
+    return Memory(z, zeros, (zeros,) * length, (t,) * length, jnp.int32(0))
 
 
-def after(state: Memory, z: Array, x: Array, prediction: Array, node: Array) -> Memory:
-    """Returns the state after a step to z that predicted `prediction` at `node`."""
+def after(state: Memory, z: Array, x: Array, prediction: Array, t: Array) -> Memory:
+    """Returns the state after a step to z that predicted `prediction` at t."""
     length = len(state.past)
     past = (prediction, *state.past)[:length]
-    nodes = (node, *state.nodes)[:length]
-    return Memory(z, x, past, nodes, state.count + 1)
+    times = (t, *state.times)[:length]
+    return Memory(z, x, past, times, state.count + 1)
 
 
 def usable(state: Memory, s: Array) -> list[Array]:
@@ -83,13 +83,18 @@ def usable(state: Memory, s: Array) -> list[Array]:
     return [known > j for j in range(len(state.past))]
 
 
-def places(state: Memory, now: Array, step: Array) -> list[Array]:
-    """Returns u_1, u_2, ... of (3): (node - now) / step, or -j where there is none."""
-    exists = [state.count > j for j in range(len(state.nodes))]
+def places(state: Memory, coordinate: Callable[[Array], Array]) -> list[Array]:
+    """Returns u_1, u_2, ... of (3), given time -> u; -j where nothing was predicted."""
     return [
-        jnp.where(exists[j], (node - now) / step, -1.0 - j)
-        for j, node in enumerate(state.nodes)
+        jnp.where(state.count > j, coordinate(time), -1.0 - j)
+        for j, time in enumerate(state.times)
     ]
+
+
+def half_logsnr_coordinate(process: Process, t: Array, s: Array):
+    """Returns the function tau -> u = (lambda_tau - lambda_t) / h."""
+    h = base.half_logsnr_step(process, t, s)
+    return lambda time: base.half_logsnr_step(process, t, time) / h
 
 
 def weights(places: list, moments: list, use: list) -> list[Array]:
@@ -147,18 +152,17 @@ def _time_moments(process: Process, t: Array, s: Array, count: int) -> list[Arra
     inner = t + jnp.asarray(nodes, t.dtype) * (s - t)
     change = jnp.expm1(-base.half_logsnr_step(process, t, inner))
     end = jnp.expm1(-base.half_logsnr_step(process, t, s))
-    return [end] + [
-        end - k * jnp.sum(jnp.asarray(weight * nodes ** (k - 1), t.dtype) * change)
-        for k in range(1, count)
-    ]
+    powers = [jnp.asarray(weight * nodes**k, change.dtype) for k in range(count)]
+    return [end] + [end - k * powers[k - 1] @ change for k in range(1, count)]
 
 
-def _eps_step(process, prediction, state, t, s, node, places, moments) -> Memory:
+def _eps_step(process, predict, state, t, s, coordinate, moments) -> Memory:
     """Returns the state after (1), with moments in units of rho_t."""
+    prediction = predict(state.z, t)
     # alpha_s rho_t, without the division by a small alpha_t.
     _, sigma_s = process.schedule.alpha_sigma(s)
     scale = sigma_s * jnp.exp(base.half_logsnr_step(process, t, s))
-    weight = weights(places, moments, usable(state, s))
+    weight = weights(places(state, coordinate), moments, usable(state, s))
     # Near t = 1 the two terms of (1) are huge and cancel; x_hat and eps_hat do not.
     z = combine(
         process.mix(*prediction, s),
@@ -166,7 +170,7 @@ def _eps_step(process, prediction, state, t, s, node, places, moments) -> Memory
         prediction.eps,
         state.past,
     )
-    return after(state, z, prediction.x, prediction.eps, node)
+    return after(state, z, prediction.x, prediction.eps, t)
 
 
 def _check_order(order: int) -> None:
@@ -200,7 +204,7 @@ class AdamsBashforth:
 
     def init(self, z: Array, t: Array) -> Memory:
         """Returns the state at z_t `[B, ...]`."""
-        return remember(z, self.order - 1)
+        return remember(z, t, self.order - 1)
 
     def step(
         self,
@@ -212,18 +216,15 @@ class AdamsBashforth:
         keys: Array,
     ) -> Memory:
         """Returns the state at s, both scalars; `keys` `[B]` is not used."""
-        now = 0.5 * process.schedule.logsnr(t)
-        change = jnp.expm1(-base.half_logsnr_step(process, t, s))
-        exists = [state.count > j for j in range(self.order - 1)]
-        # (rho_j - rho_t) / (rho_s - rho_t); nodes are kept as lambda, whose range is
-        # small. Where there is none yet, any distinct places do.
-        places = [
-            jnp.where(exists[j], jnp.expm1(now - node) / change, -1.0 - j)
-            for j, node in enumerate(state.nodes)
-        ]
-        moments = [change / (k + 1) for k in range(self.order)]
-        prediction = predict(state.z, t)
-        return _eps_step(process, prediction, state, t, s, now, places, moments)
+
+        def change(time):  # of rho, in units of rho_t
+            return jnp.expm1(-base.half_logsnr_step(process, t, time))
+
+        step = change(s)
+        moments = [step / (k + 1) for k in range(self.order)]
+        return _eps_step(
+            process, predict, state, t, s, lambda time: change(time) / step, moments
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,7 @@ class Deis:
 
     def init(self, z: Array, t: Array) -> Memory:
         """Returns the state at z_t `[B, ...]`."""
-        return remember(z, self.order - 1)
+        return remember(z, t, self.order - 1)
 
     def step(
         self,
@@ -271,16 +272,18 @@ class Deis:
     ) -> Memory:
         """Returns the state at s, both scalars; `keys` `[B]` is not used."""
         if self.variable == "t":
-            now, step = t, s - t
             moments = _time_moments(process, t, s, self.order)
-        else:
-            now, step = (
-                0.5 * process.schedule.logsnr(t),
-                base.half_logsnr_step(process, t, s),
+            return _eps_step(
+                process,
+                predict,
+                state,
+                t,
+                s,
+                lambda time: (time - t) / (s - t),
+                moments,
             )
-            # alpha_s rho_t is sigma_s e^h, so (5) in units of rho_t has e^-h.
-            moments = exponential_moments(-step, self.order)
-            moments = [jnp.exp(-step) * moment for moment in moments]
-        prediction = predict(state.z, t)
-        at = places(state, now, step)
-        return _eps_step(process, prediction, state, t, s, now, at, moments)
+        h = base.half_logsnr_step(process, t, s)
+        # In units of rho_t, (5) has the factor rho_s / rho_t.
+        moments = [jnp.exp(-h) * w for w in exponential_moments(-h, self.order)]
+        coordinate = half_logsnr_coordinate(process, t, s)
+        return _eps_step(process, predict, state, t, s, coordinate, moments)
