@@ -79,7 +79,9 @@ class ProbabilityFlow:
             )
         for name in ("rtol", "atol"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: must be positive, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"{name}: must be positive, got {getattr(self, name)}."
+                )
         if self.max_steps < 1:
             raise ValueError(f"max_steps: must be at least 1, got {self.max_steps}.")
 
@@ -110,7 +112,9 @@ class ProbabilityFlow:
                 t1=s,
                 dt0=None,
                 y0=z,
-                stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+                stepsize_controller=diffrax.PIDController(
+                    rtol=self.rtol, atol=self.atol
+                ),
                 max_steps=self.max_steps,
                 throw=False,
             )

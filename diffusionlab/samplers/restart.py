@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionlab.samplers import base, grids
-from diffusionlab.samplers.edm import heun_step
-from diffusionlab.types import Array, Predict, Process, Schedule
+from diffusionlab.samplers import base, grids, stability
+from diffusionlab.samplers.edm import heun_factor, heun_step
+from diffusionlab.types import Array, DataSpec, Predict, Process, Schedule
 
 _RHO = 7.0
 
@@ -41,14 +41,13 @@ class Interval(NamedTuple):
     repeats: int
 
 
-def renoise(process: Process, z: Array, t: Array, s: Array, keys: Array) -> Array:
-    """Returns z_s of equation 1 for s >= t."""
+def forward(process: Process, t: Array, s: Array) -> tuple[Array, Array]:
+    """Returns the factors of z_t and of the noise in equation 1, for s >= t."""
     alpha_t, _ = process.schedule.alpha_sigma(t)
     alpha_s, sigma_s = process.schedule.alpha_sigma(s)
     # 2 h of the step from s back to t is logsnr_t - logsnr_s, positive for s > t.
     replaced = -jnp.expm1(-2.0 * base.half_logsnr_step(process, s, t))
-    noise = base.normal(keys, z.shape[1:])
-    return alpha_s / alpha_t * z + sigma_s * jnp.sqrt(replaced) * noise
+    return alpha_s / alpha_t, sigma_s * jnp.sqrt(jnp.maximum(replaced, 0.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +122,18 @@ class Restart:
             found.extend(loops.pop(t, ()))
         return np.asarray(found, np.float32)
 
+    def check(self, process: Process, spec: DataSpec) -> None:
+        """Raises ValueError where the steps blow up gaussian data."""
+
+        def factor(t, s):
+            ratio, scale = forward(process, t, s)
+            up = s > t
+            down = heun_factor(process, t, s)
+            return jnp.where(up, ratio, down), jnp.where(up, scale, 0.0)
+
+        times = self.times(process.schedule)
+        stability.refuse(stability.variance_ratios(process, times, factor))
+
     def step(
         self,
         process: Process,
@@ -135,7 +146,9 @@ class Restart:
         """Returns the state at s; `keys` `[B]` is used for s > t, equation 1."""
 
         def up(z):
-            return base.State(renoise(process, z, t, s, keys), state.x)
+            factor, scale = forward(process, t, s)
+            noise = base.normal(keys, z.shape[1:])
+            return base.State(factor * z + scale * noise, state.x)
 
         def down(z):
             return heun_step(process, predict, z, t, s)

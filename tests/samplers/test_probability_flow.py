@@ -1,0 +1,147 @@
+"""The adaptive probability-flow ODE against the exact map of gaussian data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusionlab import registry
+from diffusionlab.processes.gaussian import Gaussian
+from diffusionlab.samplers import base
+from diffusionlab.samplers.probability_flow import ProbabilityFlow
+from diffusionlab.schedules.cosine import Cosine
+from diffusionlab.schedules.flow import Flow
+from diffusionlab.types import Prediction
+
+COSINE = Gaussian(schedule=Cosine(), prediction="v")
+FLOW = Gaussian(schedule=Flow(), prediction="v")
+MEAN, STD = 0.3, 0.5
+KEYS = jax.random.split(jax.random.key(0), 3)
+Z = jnp.array([[-1.5, 0.1], [0.2, 0.4], [2.0, -3.0]])
+DOWN, UP = np.float32([1.0, 0.0]), np.float32([0.01, 1.0])
+
+
+def denoiser(process):
+    def predict(z_t, t):
+        alpha, sigma = process.schedule.alpha_sigma(t)
+        total = alpha**2 * STD**2 + sigma**2
+        return Prediction(
+            (alpha * STD**2 * z_t + sigma**2 * MEAN) / total,
+            sigma * (z_t - alpha * MEAN) / total,
+        )
+
+    return predict
+
+
+@functools.cache
+def program(sampler, process):
+    predict = denoiser(process)
+    return jax.jit(lambda z, t: base.solve(sampler, process, predict, z, t, KEYS))
+
+
+def exact(process, z, t, s):
+    (a_t, s_t), (a_s, s_s) = (
+        np.float64(process.schedule.alpha_sigma(jnp.float32(q))) for q in (t, s)
+    )
+    ratio = np.sqrt((a_s**2 * STD**2 + s_s**2) / (a_t**2 * STD**2 + s_t**2))
+    return a_s * MEAN + ratio * (np.float64(z) - a_t * MEAN)
+
+
+@pytest.mark.parametrize("process", [COSINE, FLOW])
+@pytest.mark.parametrize("solver", ["tsit5", "dopri5"])
+def test_it_follows_the_exact_map(solver, process):
+    state = program(ProbabilityFlow(solver=solver), process)(Z, DOWN)
+    np.testing.assert_allclose(state.z, exact(process, Z, 1.0, 0.0), atol=1e-4)
+    # The last denoising step moves a latent of level 1e-3 or less by its square.
+    np.testing.assert_allclose(state.x, state.z, atol=5e-6)
+    assert np.all(state.evaluations > 10) and np.all(state.evaluations < 100)
+
+
+def test_it_runs_towards_noise_and_back():
+    solve = program(ProbabilityFlow(), FLOW)
+    up = solve(Z, UP)
+    np.testing.assert_allclose(up.z, exact(FLOW, Z, 0.01, 1.0), atol=5e-4)
+    np.testing.assert_allclose(solve(up.z, UP[::-1]).z, Z, atol=5e-4)
+    # Only a step to t = 0 denoises.
+    np.testing.assert_array_equal(up.x, 0.0)
+
+
+def test_a_smaller_tolerance_costs_more_and_errs_less():
+    coarse, fine = (
+        program(ProbabilityFlow(rtol=tol, atol=tol), COSINE)(Z, DOWN)
+        for tol in (1e-2, 1e-5)
+    )
+    expected = exact(COSINE, Z, 1.0, 0.0)
+    assert np.all(fine.evaluations > coarse.evaluations)
+    errors = [np.abs(state.z - expected).max() for state in (coarse, fine)]
+    assert errors[0] > 10 * errors[1]
+
+
+def test_sub_intervals_end_where_one_does():
+    times = np.float32([1.0, 0.6, 0.2, 0.0])
+    one, three = (program(ProbabilityFlow(), COSINE)(Z, t) for t in (DOWN, times))
+    np.testing.assert_allclose(three.z, one.z, atol=2e-4)
+    assert np.all(three.evaluations > 3 * 9)
+
+
+@pytest.mark.parametrize("solver", ["tsit5", "dopri5"])
+def test_the_reported_evaluations_are_those_made(solver):
+    """Counted at run time with a batch of one, whose loop ends when it does."""
+    calls = []
+    sampler = ProbabilityFlow(solver=solver, rtol=1e-3, atol=1e-3)
+    predict = denoiser(COSINE)
+
+    def counted(z_t, t):
+        jax.debug.callback(lambda t: calls.append(float(t)), t)
+        return predict(z_t, t)
+
+    state = jax.jit(lambda z: base.solve(sampler, COSINE, counted, z, DOWN, KEYS[:1]))(
+        Z[:1]
+    )
+    state.z.block_until_ready()
+    jax.effects_barrier()
+    # A loop over a batch evaluates what it then throws away: the first stage of a step
+    # that it already has. Different times are different evaluations.
+    steps = (int(state.evaluations[0]) - 4) // 6
+    assert 3 + 6 * steps + 1 == int(state.evaluations[0])
+    assert len(calls) - int(state.evaluations[0]) in (0, steps - 1)
+    assert calls[-1] == 0.0 and calls[0] == 1.0
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    solve = program(ProbabilityFlow(), COSINE)
+    others = Z.at[1:].multiply(30.0)
+    first, second = solve(Z, DOWN), solve(others, DOWN)
+    np.testing.assert_array_equal(first.z[0], second.z[0])
+    assert first.evaluations[0] == second.evaluations[0]
+    assert second.evaluations[2] != first.evaluations[2]
+
+
+def test_an_example_that_runs_out_of_steps_is_not_a_number():
+    sampler = ProbabilityFlow(max_steps=2)
+    state = program(sampler, COSINE)(Z, DOWN)
+    assert np.all(np.isnan(state.z)) and np.all(np.isnan(state.x))
+
+
+def test_the_number_of_evaluations_is_not_known_beforehand():
+    sampler = registry.build("sampler", {"name": "probability_flow"}, "config.sampler")
+    assert sampler.num_evaluations is None
+    np.testing.assert_array_equal(sampler.times(COSINE.schedule), DOWN)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_steps", 0),
+        ("solver", "heun"),
+        ("rtol", 0.0),
+        ("atol", -1.0),
+        ("max_steps", 0),
+    ],
+)
+def test_a_field_out_of_range_is_refused(field, value):
+    block = {"name": "probability_flow", field: value}
+    with pytest.raises(ValueError, match=f"config.sampler.{field}: "):
+        registry.build("sampler", block, "config.sampler")
