@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from diffusionlab import guidance, registry, settings
+from diffusionlab import registry, settings, workdir
+from diffusionlab.guidance import base as guidance
 from diffusionlab.models import network
 from diffusionlab.types import DataSpec, Network, Objective, Process, Sampler, Source
+
+
+class Reference(NamedTuple):
+    """Another run, and which of its parameters one guidance transform uses.
+
+    Attributes:
+      experiment: of that run, see `of_run`.
+      folder: its run directory.
+      step: of the checkpoint; None is the newest.
+      ema: name of the average; '' is the default of that run.
+      asks: the function of its objective that the transform calls.
+    """
+
+    experiment: Experiment
+    folder: pathlib.Path
+    step: int | None
+    ema: str
+    asks: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,6 +39,7 @@ class Experiment:
       config: the resolved config.
       train_source, test_source: what is trained on, and what is held out.
       guide: the guidance transforms, in the order of the registry.
+      references: for each of them the run it uses, or None.
       ema: averages by name, each with `rate(step)`.
       evals: evaluators by label.
     """
@@ -42,6 +63,7 @@ class Experiment:
     evals: Mapping[str, Any]
     checkpoint: settings.Checkpoint
     logging: settings.Logging
+    references: tuple = ()
 
     @property
     def seed(self) -> int:
@@ -50,13 +72,16 @@ class Experiment:
 
 def _in_registry_order(kind: str, blocks: Mapping[str, Any], path: str) -> tuple:
     """Builds blocks named by their key; plug-ins come after registered ones."""
-    known = list(registry.table(kind))
-    order = sorted(
-        blocks, key=lambda n: (known.index(n) if n in known else len(known), n)
-    )
     return tuple(
         registry.build(kind, {"name": name, **blocks[name]}, f"{path}.{name}")
-        for name in order
+        for name in _ordered(kind, blocks)
+    )
+
+
+def _ordered(kind: str, blocks: Mapping[str, Any]) -> list[str]:
+    known = list(registry.table(kind))
+    return sorted(
+        blocks, key=lambda n: (known.index(n) if n in known else len(known), n)
     )
 
 
@@ -126,7 +151,95 @@ def build(config: Mapping[str, Any]) -> Experiment:
         },
     )
     _check(experiment)
-    return experiment
+    return dataclasses.replace(experiment, references=_references(experiment))
+
+
+def of_run(folder: pathlib.Path, path: str) -> Experiment:
+    """Builds the experiment of a finished or running run, to use its networks.
+
+    It is that of the run's own config, without guidance, evaluators and pictures.
+
+    Args:
+      folder: the run directory.
+      path: key of the config that names it, for messages.
+
+    Raises:
+      FileNotFoundError: there is no run, or none with a checkpoint.
+      ValueError: its config cannot be built here.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path}: '{folder}' holds no run (there is no config.json); give the "
+            "directory of a trained one."
+        )
+    if not workdir.saved_steps(folder):
+        raise FileNotFoundError(
+            f"{path}: the run in '{folder}' has no checkpoint yet; train it first."
+        )
+    config = workdir.read_config(folder) | {"guidance": {}, "evals": {}}
+    config["logging"] = {**config["logging"], "samples_every": 0}
+    try:
+        return build(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: the run in '{folder}': {error}") from None
+
+
+def _references(experiment: Experiment) -> tuple[Reference | None, ...]:
+    """Finds the run each transform uses; one that is off uses none."""
+    names = _ordered("guidance", experiment.config["guidance"])
+    return tuple(
+        None
+        if not hasattr(transform, "reference") or transform.off
+        else _reference(experiment, transform, f"config.guidance.{name}")
+        for name, transform in zip(names, experiment.guide, strict=True)
+    )
+
+
+def _reference(experiment: Experiment, transform: Any, path: str) -> Reference:
+    """Checks that z_t and the label mean the same to both runs.
+
+    Raises:
+      FileNotFoundError: there is no run, or none with a checkpoint.
+      ValueError: the other run differs in what has to agree; says in what.
+    """
+    folder = pathlib.Path(transform.reference)
+    other = of_run(folder, f"{path}.reference")
+    theirs, ours = other.process, experiment.process
+    pairs = {
+        "process": (type(theirs).__name__, type(ours).__name__),
+        "process.schedule": tuple(getattr(p, "schedule", None) for p in (theirs, ours)),
+        "shape of the data": (other.spec.shape, experiment.spec.shape),
+        "number of classes": (other.spec.num_classes, experiment.spec.num_classes),
+    }
+    for what, (there, here) in pairs.items():
+        if there != here:
+            raise ValueError(
+                f"{path}.reference: the run in '{folder}' has another {what}: {there} "
+                f"there, {here} here."
+            )
+    if not hasattr(other.objective, transform.asks):
+        raise ValueError(
+            f"{path}.reference: the run in '{folder}' has the objective "
+            f"'{other.config['objective']['name']}', which has no "
+            f"'{transform.asks}'; it takes one that has: "
+            f"{_OBJECTIVES_WITH.get(transform.asks, 'a plug-in')}."
+        )
+    steps = workdir.saved_steps(folder)
+    if transform.step is not None and transform.step not in steps:
+        raise ValueError(
+            f"{path}.step: no checkpoint of step {transform.step} in '{folder}'; there "
+            f"are: {steps}."
+        )
+    averages = ["", "none", *other.ema]
+    if transform.ema not in averages and not transform.ema.startswith("sigma_rel="):
+        raise ValueError(
+            f"{path}.ema: no average '{transform.ema}' in '{folder}'; there are: "
+            f"{', '.join(averages[1:])}; or sigma_rel=WIDTH."
+        )
+    return Reference(other, folder, transform.step, transform.ema, transform.asks)
+
+
+_OBJECTIVES_WITH = {"predict": "denoising", "log_probs": "noisy_classification"}
 
 
 def _check(experiment: Experiment) -> None:
@@ -204,11 +317,17 @@ def _check_guidance(experiment: Experiment) -> None:
         )
     except ValueError as error:
         raise ValueError(f"config.guidance: {error}") from None
-    scales = [getattr(guide, "guidance_scale", 1.0) for guide in experiment.guide]
-    if scales != [1.0] * len(scales) and not getattr(
-        experiment.objective, "label_dropout", 1.0
-    ):
+    needs = any(getattr(guide, "needs_null_label", False) for guide in experiment.guide)
+    if needs and not getattr(experiment.objective, "label_dropout", 1.0):
         raise ValueError(
             "config.guidance: needs a prediction without a label, which "
             "config.objective.label_dropout=0 never trains."
+        )
+    if experiment.logging.samples_every and not hasattr(
+        experiment.objective, "predict"
+    ):
+        raise ValueError(
+            f"config.logging.samples_every: is {experiment.logging.samples_every}, and "
+            f"the objective '{experiment.config['objective']['name']}' has nothing to "
+            "sample; use 0."
         )

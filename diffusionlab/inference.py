@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusionlab import ema, guidance, keys, multihost, sharding
+from diffusionlab import ema, keys, multihost, sharding
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
-from diffusionlab.experiment import Experiment
+from diffusionlab.experiment import Experiment, Reference
+from diffusionlab.guidance import base as guidance
 from diffusionlab.samplers import base
 from diffusionlab.state import TrainState
 from diffusionlab.types import Inputs, Params, Prediction, Sampler
 
 RAW = "none"
+REFERENCES = "guidance"
+"""Beside the roles in `params`: the parameters of other runs, one entry a transform."""
 
 
 def default_ema(experiment: Experiment) -> str:
@@ -49,9 +52,47 @@ def check_ema(experiment: Experiment, name: str) -> None:
 
 
 def of_state(experiment: Experiment, state: TrainState, name: str) -> dict[str, Params]:
-    """Returns the parameters that samples come from, by role, out of a train state."""
+    """Returns the parameters of inference, by role, out of a train state.
+
+    They are those of samples and of the loss of phase 0, and `REFERENCES` where
+    guidance uses other runs.
+    """
     source = state.params if name == RAW else {**state.params, **state.ema[name]}
-    return {role: source[role] for role in experiment.objective.samples_from}
+    params = {role: source[role] for role in _roles(experiment)}
+    if any(experiment.references):
+        params |= of_references(experiment, sharding.make_mesh(experiment.mesh))
+    return params
+
+
+def _roles(experiment: Experiment) -> tuple[str, ...]:
+    objective = experiment.objective
+    trained = objective.phases[objective.phase(0)].trains
+    return tuple(dict.fromkeys([*objective.samples_from, *trained]))
+
+
+@functools.lru_cache(maxsize=1)
+def of_references(experiment: Experiment, mesh) -> dict[str, tuple]:
+    """Restores what guidance uses of other runs, once per experiment.
+
+    Returns:
+      `{REFERENCES: ...}` with parameters by role for each transform, `{}` for one that
+      uses no other run.
+    """
+    timeout = experiment.checkpoint.barrier_timeout
+    parts = (_of_reference(r, mesh, timeout) for r in experiment.references)
+    return {REFERENCES: tuple(parts)}
+
+
+def _of_reference(reference: Reference | None, mesh, timeout) -> dict[str, Params]:
+    if reference is None:
+        return {}
+    built, checkpoints = reference.experiment, Checkpoints(reference.folder)
+    step = reference.step
+    if step is None:
+        # The other run may save between the looks of two processes.
+        step = multihost.all_of("which reference", checkpoints.steps()[-1], timeout)[0]
+    name, roles = reference.ema or default_ema(built), built.objective.samples_from
+    return _restore_roles(built, checkpoints, step, name, mesh, roles)
 
 
 def _width(name: str) -> float:
@@ -86,7 +127,7 @@ def _updates(experiment: Experiment, role: str, steps: Sequence[int]) -> dict[in
 def restore(
     experiment: Experiment, checkpoints: Checkpoints, step: int, name: str, mesh
 ) -> dict[str, Params]:
-    """Restores those parameters from a checkpoint, and nothing else.
+    """Restores the parameters that `of_state` returns, and nothing else.
 
     Args:
       experiment: of the run.
@@ -99,8 +140,15 @@ def restore(
     Raises:
       ValueError: what is stored does not reach 'sigma_rel=WIDTH'; names what does.
     """
+    roles = _roles(experiment)
+    found = _restore_roles(experiment, checkpoints, step, name, mesh, roles)
+    if any(experiment.references):
+        found |= of_references(experiment, mesh)
+    return found
+
+
+def _restore_roles(experiment, checkpoints, step, name, mesh, roles):
     abstract = state_lib.abstract(experiment, mesh)
-    roles = experiment.objective.samples_from
     if not name.startswith("sigma_rel="):
         return _restore_one(checkpoints, step, abstract, roles, name)
     found = {}
@@ -155,13 +203,38 @@ def _restore_one(checkpoints, step, abstract, roles, name) -> dict[str, Params]:
     return {**found.get("params", {}), **found.get("ema", {}).get(name, {})}
 
 
+def check_samples(experiment: Experiment) -> None:
+    """Raises ValueError where the objective makes no predictions to sample with."""
+    if not hasattr(experiment.objective, "predict"):
+        raise ValueError(
+            f"config.objective: '{experiment.config['objective']['name']}' has nothing "
+            "to sample; such a run is evaluated (--mode=eval), or guides another."
+        )
+
+
 def make_predict(experiment: Experiment) -> Callable:
-    """Returns `predict(params, z_t, t, cond) -> Prediction` with guidance applied."""
+    """Returns `predict(params, z_t, t, cond) -> Prediction` with guidance applied.
+
+    Raises:
+      ValueError: there is nothing to sample from this run.
+    """
+    check_samples(experiment)
 
     def predict(params, z_t, t, cond):
-        plain = lambda z, time, c: experiment.objective.predict(params, z, time, c)  # noqa: E731
+        references = [
+            reference
+            and functools.partial(
+                getattr(reference.experiment.objective, reference.asks),
+                params[REFERENCES][i],
+            )
+            for i, reference in enumerate(experiment.references)
+        ]
         guided = guidance.compose(
-            experiment.guide, plain, experiment.process, experiment.spec
+            experiment.guide,
+            functools.partial(experiment.objective.predict, params),
+            experiment.process,
+            experiment.spec,
+            references,
         )
         return guided(z_t, t, cond)
 
@@ -175,18 +248,23 @@ def make_draw(
 
     It samples as the config says, or with another `sampler`. Sample i is a function
     of (seed, i) and its label alone. All processes call it together, and each
-    gets the whole batch `[B, ...]` as numpy.
+    gets the whole batch `[B, ...]` as numpy. `predict` gets as cond the 'label' `[B]`
+    of data with classes, and 'key' `[B]`, the key of each sample, for guidance that
+    draws noise of its own.
     """
     predict = make_predict(experiment)
     sampler = sampler or experiment.sampler
 
     def draw(params, seed, indices, labels):
-        cond = {"label": labels} if experiment.spec.num_classes else {}
+        sample_keys = keys.sample_keys(seed, indices)
+        cond = {"key": sample_keys}
+        if experiment.spec.num_classes:
+            cond["label"] = labels
         return base.sample(
             sampler,
             experiment.process,
             lambda z, t: predict(params, z, t, cond),
-            keys.sample_keys(seed, indices),
+            sample_keys,
             experiment.spec.shape,
         )
 
@@ -270,6 +348,7 @@ def make_plain_predict(experiment: Experiment, mesh) -> Callable[..., Prediction
     """
 
     def predict(params, z_t, t, label):
+        check_samples(experiment)
         cond = {} if label is None else {"label": label}
         return experiment.objective.predict(params, z_t, t, cond)
 
@@ -281,8 +360,20 @@ def make_compute(experiment: Experiment, mesh) -> Callable[..., Any]:
 
     It is `function(predict, *arrays)` with `predict(z_t, t, cond) -> Prediction`, with
     guidance or without; it is compiled once per function object, `guided` and shapes.
+    Where its cond has no 'key', guidance gets the keys of the first samples of the run.
     """
-    predicts = {True: make_predict(experiment), False: experiment.objective.predict}
+
+    def with_keys(params, z_t, t, cond):
+        if "key" not in cond:
+            indices = jnp.arange(z_t.shape[0])
+            cond = {**cond, "key": keys.sample_keys(experiment.seed, indices)}
+        return make_predict(experiment)(params, z_t, t, cond)
+
+    def plain(*arguments):
+        check_samples(experiment)
+        return experiment.objective.predict(*arguments)
+
+    predicts = {True: with_keys, False: plain}
 
     @functools.partial(
         jax.jit, static_argnums=(0, 1), out_shardings=sharding.replicated(mesh)

@@ -34,6 +34,11 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     ).copy()
 
 
+def shows_images(shape: Sequence[int]) -> bool:
+    """Whether examples of this shape, without the batch axis, can be shown."""
+    return len(shape) == 3 and shape[-1] in (1, 3)
+
+
 def _enlarge(images: np.ndarray, scale: int | None) -> np.ndarray:
     """Repeats pixels `scale` times; None: until the longer side is easily visible."""
     if scale is None:
@@ -182,6 +187,115 @@ def scatter(
         axis.tick_params(labelsize=7)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+_COLOURS = 10
+_MARKERS = "osD^vP*X<>"
+_STYLES = ("-", "--", ":", "-.")
+
+
+def curves(
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    *,
+    x_title: str,
+    y_title: str,
+    level: tuple[str, float] | None = None,
+) -> np.ndarray:
+    """Returns curves on logarithmic axes as one picture, uint8 `[H, W, 3]`.
+
+    Ten colours, then ten more with another marker and line: thirty curves can be told
+    apart. The legend lists them from top to bottom as they end.
+
+    Args:
+      lines: (name, x, y) each; values that are not positive are left out.
+      x_title, y_title: of the axes.
+      level: (name, y) of a dashed line across.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    height = max(5.0, 1.2 + 0.2 * len(lines))
+    figure = Figure((10, height), dpi=100, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    colours = colormaps["tab10"].colors
+    drawn, ticks = [], set()
+    for i, (name, x, y) in enumerate(lines):
+        points = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
+        if not points:
+            continue
+        ticks.update(a for a, _ in points)
+        (line,) = axis.plot(
+            *zip(*points, strict=True),
+            color=colours[i % _COLOURS],
+            marker=_MARKERS[(i + i // _COLOURS) % len(_MARKERS)],
+            linestyle=_STYLES[i // _COLOURS % len(_STYLES)],
+            markersize=5,
+            linewidth=1.4,
+            alpha=0.9,
+        )
+        drawn.append((points[-1][1], line, name))
+    drawn.sort(key=lambda entry: -entry[0])
+    if level is not None and level[1] > 0:
+        line = axis.axhline(level[1], color="black", linestyle=(0, (6, 3)), lw=1.2)
+        drawn.append((0.0, line, level[0]))
+    if not drawn:
+        return np.full((500, 1000, 3), WHITE, np.uint8)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(
+        [t for t in sorted(ticks) if math.log2(t) % 1 == 0] or sorted(ticks)
+    )
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axis.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
+    axis.set_xlabel(x_title)
+    axis.set_ylabel(y_title)
+    axis.grid(True, which="both", color="0.92", lw=0.6)
+    axis.set_axisbelow(True)
+    axis.legend(
+        [line for _, line, _ in drawn],
+        [name for _, _, name in drawn],
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        fontsize=8,
+        frameon=False,
+        handlelength=3.2,
+    )
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def captioned_columns(
+    columns: Sequence[tuple[str, np.ndarray]], *, scale: int | None = None
+) -> np.ndarray:
+    """Returns images in columns, a caption over each: row i is example i throughout.
+
+    Args:
+      columns: (caption, images `[N, H, W, C]` in [-1, 1]) each, all of one shape.
+      scale: how often each pixel is repeated; None fits the caption over its column.
+
+    Raises:
+      ValueError: the columns differ in shape.
+    """
+    shapes = {np.shape(images) for _, images in columns}
+    if len(shapes) != 1:
+        raise ValueError(f"captioned_columns: shapes differ: {sorted(shapes)}.")
+    longest = max(len(caption) for caption, _ in columns)
+    if scale is None:
+        wanted = max(_VISIBLE, 9 * longest)
+        scale = max(1, -(-wanted // shapes.pop()[2]))
+    rows = np.stack([images for _, images in columns], 1)
+    rows = rows.reshape(-1, *rows.shape[2:])
+    picture = grid(rows, len(columns), scale=scale, gap=4)
+    step = (picture.shape[1] - 4) // len(columns)
+    words = [(6 + i * step, 5, caption) for i, (caption, _) in enumerate(columns)]
+    return _with_margin(picture, words, top=24)
 
 
 def of_examples(x: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:

@@ -30,17 +30,15 @@ _PACKAGES = {
     "weighting": "diffusionlab.objectives",
     "objective": "diffusionlab.objectives",
     "sampler": "diffusionlab.samplers",
+    "guidance": "diffusionlab.guidance",
     "grid": "diffusionlab.samplers",
+    "basis": "diffusionlab.samplers",
     "source": "diffusionlab.data",
     "augment": "diffusionlab.data",
     "evaluator": "diffusionlab.evals",
 }
 
 _MODULES = {
-    "guidance": {
-        "classifier_free": "diffusionlab.guidance:ClassifierFree",
-        "clip_x": "diffusionlab.guidance:ClipX",
-    },
     "ema": {
         "exponential": "diffusionlab.ema:Exponential",
         "power": "diffusionlab.ema:Power",

@@ -30,7 +30,7 @@ ROWS = [
 NARROW = {
     "models": {"types"},
     "data": {"types"},
-    "evals": {"types", "pictures"},
+    "evals": {"types", "keys", "pictures", "samplers"},
     "schedules": {"types"},
     "processes": {"types", "schedules"},
     "samplers": {"types", "processes"},

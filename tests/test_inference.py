@@ -85,7 +85,7 @@ def setting(monkeypatch):
             ema={n: dict.fromkeys(kept, {}) for n in POWERS},
         )
         monkeypatch.setattr(inference.state_lib, "abstract", lambda *_: state)
-        return types.SimpleNamespace(objective=Alternating(), ema=POWERS)
+        return types.SimpleNamespace(objective=Alternating(), ema=POWERS, references=())
 
     return make
 

@@ -70,6 +70,34 @@ def test_scatter_draws_every_panel():
     assert coloured[:, :360].any() and coloured[:, 360:].any()
 
 
+def test_curves_are_drawn_in_different_colours_with_a_level():
+    lines = [(f"line {i}", [2, 8, 32], [1.0, 0.5, 0.1 * (i + 1)]) for i in range(12)]
+    titles = {"x_title": "x", "y_title": "y"}
+    picture = pictures.curves(lines, level=("real", 0.05), **titles)
+    assert picture.dtype == np.uint8 and picture.shape[1:] == (1000, 3)
+    bright = picture[np.ptp(picture.astype(int), axis=-1) > 100]
+    assert len(np.unique(bright // 32, axis=0)) >= 10
+    empty = pictures.curves([("none", [2], [0.0])], **titles)
+    assert empty.shape[1] == 1000 and empty.min() == 255
+    longer = pictures.curves(lines * 3, **titles)
+    assert longer.shape[0] > picture.shape[0], "the legend has room"
+
+
+def test_captioned_columns_have_a_row_per_example():
+    black, white = -np.ones((3, 4, 4, 1)), np.ones((3, 4, 4, 1))
+    picture = pictures.captioned_columns([("a", black), ("b", white)], scale=2)
+    assert picture.shape == (24 + 3 * 12 + 4, 2 * 12 + 4, 3)
+    assert picture[24 + 4 :, 4:12].min() == 0 and picture[30, 18].min() == 255
+    assert picture[:24].min() < 255, "captions are written"
+    with pytest.raises(ValueError, match="shapes differ"):
+        pictures.captioned_columns([("a", black), ("b", white[:2])])
+
+
+def test_only_arrays_of_one_or_three_channels_are_images():
+    shapes = [(8, 8, 1), (8, 8, 3), (8, 8, 2), (8,), (4, 8, 8, 3)]
+    assert [pictures.shows_images(s) for s in shapes] == [1, 1, 0, 0, 0]
+
+
 def test_png_round_trip_leaves_no_other_file(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     path = pictures.save_png(tmp_path / "new" / "a.png", picture)

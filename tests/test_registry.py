@@ -28,7 +28,7 @@ def test_unknown_name_is_an_error_with_the_nearest_and_all_known():
         check(dict(name="dddim"))
     assert str(error.value).startswith(
         "config.sampler.name: unknown sampler 'dddim'; did you mean 'ddim'? Known: "
-        "ancestral, ddim"
+        "adams_bashforth, "
     )
 
 

@@ -3,7 +3,14 @@
 REGISTRY = {
     "evaluator": {
         "denoising_loss": "diffusionlab.evals.denoising_loss:DenoisingLoss",
+        "image_to_image": "diffusionlab.evals.image_to_image:ImageToImage",
+        "inpainting": "diffusionlab.evals.inpainting:Inpainting",
+        "inversion": "diffusionlab.evals.inversion:Inversion",
+        "likelihood": "diffusionlab.evals.likelihood:Likelihood",
         "mixture": "diffusionlab.evals.mixture:Mixture",
+        "sampler_comparison": (
+            "diffusionlab.evals.sampler_comparison:SamplerComparison"
+        ),
         "samples": "diffusionlab.evals.samples:Samples",
     }
 }

@@ -2,10 +2,12 @@
 
 REGISTRY = {
     "network": {
+        "classifier": "diffusionlab.models.classifier:Classifier",
         "dit": "diffusionlab.models.dit:DiT",
         "gaussian": "diffusionlab.models.analytic:Gaussian",
         "gaussian_mixture": "diffusionlab.models.analytic:GaussianMixture",
         "mlp": "diffusionlab.models.mlp:MLP",
+        "uncertainty": "diffusionlab.models.uncertainty:Uncertainty",
         "uvit": "diffusionlab.models.uvit:UViT",
     }
 }

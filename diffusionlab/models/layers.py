@@ -56,7 +56,11 @@ def fourier_features(logsnr: Array, width: int) -> Array:
 
 
 class Embedding(nn.Module):
-    """Noise level and class as one vector `[B, width]`; class `num_classes` is null."""
+    """Noise level and class as one vector `[B, width]`; class `num_classes` is null.
+
+    `cond['label_noise']`, if there, is a function (embedding `[B, width]` of the label,
+    whether it is the null class `[B]`) -> what takes the place of the embedding.
+    """
 
     spec: DataSpec
     width: int
@@ -75,7 +79,11 @@ class Embedding(nn.Module):
                 embedding_init=nn.initializers.normal(0.5),
                 name="label",
             )
-            h = h + table(cond["label"])
+            label = table(cond["label"])
+            if "label_noise" in cond:
+                is_null = cond["label"] == self.spec.num_classes
+                label = cond["label_noise"](label, is_null)
+            h = h + label
         return nn.silu(h)
 
 

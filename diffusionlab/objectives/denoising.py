@@ -10,9 +10,18 @@ With `scales`, the error is summed over average-pooled residuals, D_s pooling to
 
     sum_s 1/s mean_pixels (D_s[eps] - D_s[eps_hat])²                                (2)
 
+With `learned_weighting`, a small network u of logsnr is trained along with the
+denoiser. With E = factor(t) times the squared error of (1) or (2), both minimise
+
+    L = E_{t, eps} [ weight(t) (E / exp(u(logsnr)) + u(logsnr)) ]                   (3)
+
+whose best u is log E[E | t]: every noise level then counts as much as any other.
+
 Source: Ho, Jain and Abbeel 2020 (arXiv 2006.11239) and Kingma and Gao 2023
 (arXiv 2303.00848) for (1); Hoogeboom, Heek and Salimans 2023 (arXiv 2301.11093),
-section 3.2, for (2).
+section 3.2, for (2); Karras et al. 2024 (arXiv 2312.02696), equations 14 to 16, for
+(3). The weight of an importance-sampled time multiplies both parts of (3), so that it
+changes how times are drawn and not what is minimised.
 """
 
 from __future__ import annotations
@@ -105,9 +114,12 @@ def loss_by_logsnr(loss: Array, logsnr: Array) -> tuple[Array, Array]:
 class Denoising:
     """Equation 1 for one role, `denoiser`; one network evaluation per example.
 
+    With `learned_weighting`, equation 3 for one more role, `uncertainty`, in the same
+    phase: the network `config.networks.uncertainty` and `config.optim.uncertainty`.
+
     Attributes:
       process: how data become noise and what the network predicts.
-      networks: has the entry 'denoiser'.
+      networks: has the entry 'denoiser', and 'uncertainty' where it is used.
       spec: shape and classes of the data.
       weighting: factor(t) on the squared eps error.
       times: law of the training times.
@@ -115,9 +127,11 @@ class Denoising:
         index `num_classes`; nothing is drawn for data without classes.
       scales: sides of equation 2; each divides the side of the square images, and the
         side itself is one of them, or nothing would train the finest detail.
+      learned_weighting: minimise equation 3.
 
     Raises:
-      ValueError: label_dropout outside [0, 1]; scales that do not fit the data.
+      ValueError: label_dropout outside [0, 1]; scales that do not fit the data; a
+        weighting for data of another standard deviation than the process's.
     """
 
     process: Process
@@ -127,6 +141,7 @@ class Denoising:
     times: Times
     label_dropout: float = 0.1
     scales: tuple = ()
+    learned_weighting: bool = False
 
     samples_from = ("denoiser",)
 
@@ -137,6 +152,13 @@ class Denoising:
             )
         if self.scales:
             self._check_scales()
+        known = getattr(self.process, "sigma_data", None)
+        told = getattr(self.weighting, "sigma_data", known)
+        if told != known:
+            raise ValueError(
+                f"weighting.sigma_data: is {told}, but the process has {known}; give "
+                "both the same number."
+            )
 
     def _check_scales(self) -> None:
         shape = self.spec.shape
@@ -151,11 +173,14 @@ class Denoising:
 
     @property
     def roles(self) -> Mapping[str, Role]:
-        return {"denoiser": Role("denoiser")}
+        roles = {"denoiser": Role("denoiser")}
+        if self.learned_weighting:
+            roles["uncertainty"] = Role("uncertainty", ema=())
+        return roles
 
     @property
     def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("denoiser",), self.loss)}
+        return {"train": Phase(tuple(self.roles), self.loss)}
 
     def phase(self, step: int) -> str:
         """Returns 'train' for every step."""
@@ -185,7 +210,11 @@ class Denoising:
     def loss(
         self, params: Mapping[str, Params], inputs: Inputs
     ) -> tuple[Array, Metrics]:
-        """Returns equation 1 on a batch, and its metrics; float32.
+        """Returns equation 1 or 3 on a batch, and its metrics; float32.
+
+        The metric 'loss' is what is minimised. Where that is equation 3,
+        'weighted_error' is equation 1, which other runs can be compared with;
+        'loss_by_logsnr' is always equation 1.
 
         Args:
           params: by role.
@@ -210,13 +239,19 @@ class Denoising:
             if self.scales
             else error
         )
-        loss = weight * self.weighting(schedule, t) * scaled
+        factor = self.weighting(schedule, t)
+        loss = weighted = weight * factor * scaled
         count = jnp.float32(loss.shape[0])
         metrics = {
-            "loss": (loss.sum(), count),
             "v_mse": ((V()(schedule, t) * error).sum(), count),
-            "loss_by_logsnr": loss_by_logsnr(loss, cond["logsnr"]),
+            "loss_by_logsnr": loss_by_logsnr(weighted, cond["logsnr"]),
         }
+        if self.learned_weighting:
+            apply = self.networks["uncertainty"].apply
+            u = apply(params["uncertainty"], z_t, cond, train=True)
+            loss = weight * (factor * scaled * jnp.exp(-u) + u)
+            metrics["weighted_error"] = (weighted.sum(), count)
+        metrics["loss"] = (loss.sum(), count)
         return loss.mean(), metrics
 
     def _drop_labels(self, key: Array, batch: Mapping[str, Array]) -> Cond:

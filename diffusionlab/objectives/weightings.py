@@ -13,6 +13,7 @@ Source: Kingma and Gao 2023 (arXiv 2303.00848).
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Protocol
 
 import jax
@@ -70,6 +71,85 @@ class Velocity:
     def __call__(self, schedule: Schedule, t: Array) -> Array:
         _, sigma = schedule.alpha_sigma(t)
         return (0.5 * schedule.derivative(t) * sigma) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edm:
+    """Factor 1 + exp(-l) / d²: the unweighted error of EDM's network output F.
+
+    In EDM's variables, where exp(-l) is the square of their sigma, it is
+    lambda = (sigma² + d²) / (sigma d)² on the squared error of x. Times drawn from
+    `log_normal` go with it.
+
+    Attributes:
+      sigma_data: d, the standard deviation of the data; the number that the process
+        has too.
+
+    Raises:
+      ValueError: sigma_data is not positive.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), table 1 and section 5.
+    """
+
+    sigma_data: float = 1.0
+
+    def __post_init__(self):
+        if self.sigma_data <= 0:
+            raise ValueError(f"sigma_data: must be positive, got {self.sigma_data}.")
+
+    def __call__(self, schedule: Schedule, t: Array) -> Array:
+        return 1.0 + jnp.exp(-schedule.logsnr(t)) / self.sigma_data**2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinSnr:
+    """Factor min(1, gamma exp(-l)): min(SNR, gamma) on the squared error of x.
+
+    Attributes:
+      gamma: the SNR above which the error of x has a constant weight.
+
+    Raises:
+      ValueError: gamma is not positive.
+
+    Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self):
+        if self.gamma <= 0:
+            raise ValueError(f"gamma: must be positive, got {self.gamma}.")
+
+    def __call__(self, schedule: Schedule, t: Array) -> Array:
+        return jnp.minimum(1.0, self.gamma * jnp.exp(-schedule.logsnr(t)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class P2:
+    """Factor (k + exp(l))^-gamma: less weight where only fine detail is left.
+
+    Attributes:
+      gamma: 0 is `Eps`; the paper uses 0.5 and 1.
+      k: bounds the factor at the noisy end by k^-gamma.
+
+    Raises:
+      ValueError: gamma is negative, or k is not positive.
+
+    Source: Choi et al. 2022 (arXiv 2204.00227), equation 8.
+    """
+
+    gamma: float = 1.0
+    k: float = 1.0
+
+    def __post_init__(self):
+        if self.gamma < 0:
+            raise ValueError(f"gamma: must not be negative, got {self.gamma}.")
+        if self.k <= 0:
+            raise ValueError(f"k: must be positive, got {self.k}.")
+
+    def __call__(self, schedule: Schedule, t: Array) -> Array:
+        log_sum = jnp.logaddexp(math.log(self.k), schedule.logsnr(t))
+        return jnp.exp(-self.gamma * log_sum)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

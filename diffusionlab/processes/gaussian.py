@@ -7,13 +7,18 @@ For s < t and c = 1 - exp(logsnr_t - logsnr_s), q(z_s | z_t, x) is normal with
 
     mean = alpha_s (z_t (1 - c) / alpha_t + c x),   var = sigma_s² c                (3)
 
-and q(z_t | z_s) has the variance sigma_t² c. Sampling may use any variance in between:
+Let q = alpha² d² + sigma², the variance of z_t for data of variance d². For N(0, d² I)
+data the variance of q(z_s | z_t) is (q_s / q_t) sigma_t² c. Sampling may use any
+variance in between:
 
-    log var = log c + (1 - gamma) log sigma_s² + gamma log sigma_t²                 (4)
+    log var = log c + (1 - gamma) log sigma_s² + gamma log(sigma_t² q_s / q_t)      (4)
+
+For d = 1 and alpha² + sigma² = 1 its end gamma = 1 is that of q(z_t | z_s), sigma_t² c.
+Both ends are those of z / alpha at any other scale: only logsnr and d matter.
 
 EDM's network F answers in a space of unit variance, for data of variance d²:
 
-    x = (alpha d² / q) z_t + (sigma d / sqrt q) F,   q = alpha² d² + sigma²         (5)
+    x = (alpha d² / q) z_t + (sigma d / sqrt q) F                                   (5)
 
 which is F = -v for d = 1 and alpha² + sigma² = 1. Its input is z_t / sqrt q.
 
@@ -21,8 +26,8 @@ None of this needs alpha² + sigma² = 1. Everything here is float32, whatever c
 
 Source: Ho, Jain and Abbeel 2020 (arXiv 2006.11239); Salimans and Ho 2022
 (arXiv 2202.00512), appendix D, for v; Hoogeboom, Heek and Salimans 2023
-(arXiv 2301.11093) for (4); Karras et al. 2022 (arXiv 2206.00364), section 5, for (5):
-c_skip, c_out and c_in in their variables z_t / alpha and sigma / alpha.
+(arXiv 2301.11093) for (4) at q = 1; Karras et al. 2022 (arXiv 2206.00364), section 5,
+for (5): c_skip, c_out and c_in in their variables z_t / alpha and sigma / alpha.
 """
 
 from __future__ import annotations
@@ -256,7 +261,7 @@ class Gaussian:
           z_t: `[B, ...]` noisy data.
           t, s: the two times.
           noise_exponent: gamma of (4), in [0, 1]; 0 is q(z_s | z_t, x), exact for one
-            data point; 1 has the variance of q(z_t | z_s), exact for N(0, I) data.
+            data point; 1 is exact for N(0, sigma_data² I) data.
 
         Returns:
           Mean `[B, ...]`, and a variance that broadcasts against it.
@@ -268,8 +273,10 @@ class Gaussian:
         alpha_s, sigma_s = self.schedule.alpha_sigma(s)
         from_z = lift(alpha_s * keep / alpha_t, z_t.ndim)
         from_x = lift(alpha_s * replace, z_t.ndim)
+        q_t = sigma_t**2 + (alpha_t * self.sigma_data) ** 2
+        q_s = sigma_s**2 + (alpha_s * self.sigma_data) ** 2
         variance = replace * jnp.exp(
             2.0 * (1.0 - noise_exponent) * jnp.log(sigma_s)
-            + 2.0 * noise_exponent * jnp.log(sigma_t)
+            + noise_exponent * (2.0 * jnp.log(sigma_t) + jnp.log(q_s / q_t))
         )
         return from_z * z_t + from_x * x, lift(variance, z_t.ndim)

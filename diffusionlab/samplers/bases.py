@@ -94,26 +94,6 @@ def draw_structured(
     return prediction, frame.inverse(scale * xi)
 
 
-def data_variances(basis, x: np.ndarray) -> tuple:
-    """Returns the variance of data per coefficient of a frame, as nested tuples.
-
-    It is what the sampler `covariance` takes under this name.
-
-    Args:
-      basis: one with a frame.
-      x: `[N, ...]` examples.
-    """
-    frame = basis.frame(x.shape[1:])
-    variance = jnp.var(frame.forward(jnp.asarray(x, jnp.float32)), axis=0)
-    power = jnp.broadcast_to(jnp.float32(frame.power), frame.size)
-    ratio = frame.smooth(variance[None]) / frame.smooth(power[None])
-    return _tuples(ratio[0].tolist())
-
-
-def _tuples(nested):
-    return tuple(map(_tuples, nested)) if isinstance(nested, list) else nested
-
-
 def _check_block(block: int, shape: tuple[int, ...], divides: bool) -> None:
     for axis in frames.spatial_axes(shape):
         size = shape[axis]
@@ -359,7 +339,7 @@ class Lanczos:
             directions.append(product / jnp.maximum(norm, 1e-30))
         q, jq = (jnp.stack(rows, 2) for rows in (directions[:-1], products))
         projected = jnp.einsum("bdi,bdj->bij", q, jq, precision="highest")
-        values, vectors = jnp.linalg.eigh(0.5 * (projected + projected.mT))
+        values, vectors = jnp.linalg.eigh(projected, symmetrize_input=True)
         first = length * jnp.eye(1, self.num_products)
         along = _root_times(vectors, variances(values), first)
         noise = jnp.einsum("bdi,bi->bd", q, along, precision="highest")
@@ -410,6 +390,6 @@ class Oracle:
         # In the order [column, example, row].
         columns = jax.vmap(apply)(units).reshape(self.num_products, size, -1)
         jacobian = jnp.moveaxis(columns, 0, 2)
-        values, vectors = jnp.linalg.eigh(0.5 * (jacobian + jacobian.mT))
+        values, vectors = jnp.linalg.eigh(jacobian, symmetrize_input=True)
         noise = _root_times(vectors, variances(values), xi.reshape(size, -1))
         return prediction, noise.reshape(xi.shape)

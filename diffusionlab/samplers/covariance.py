@@ -18,11 +18,7 @@ A basis (`samplers/bases.py`) draws Sigma^(1/2) xi, most of them from a single
 Jacobian-vector product, which returns x_hat as well.
 
 Source: Schioppa and Salimans 2026, Covariance-aware sampling for diffusion models
-(arXiv 2605.13910). Published in its abstract: DDIM extended by the covariance of
-x given z_t, from Tweedie's formula and a structured decomposition in Fourier space, at
-one Jacobian-vector product per step, for models of pixels. Derived here, without
-knowledge of the paper's own equations: (2), the estimate and its probes, every basis,
-the bounds, and what happens in the first and in the last step.
+(arXiv 2605.13910); how much of this is theirs, `Covariance` says.
 """
 
 from __future__ import annotations
@@ -112,11 +108,17 @@ class Covariance:
     """Equation 2, with Sigma from products with the Jacobian of the prediction.
 
     J is that of the guided prediction. It need not be positive then, and a trained
-    network's is not quite symmetric: negative eigenvalues count as 0. Near t = 1,
-    Sigma = sigma² J / alpha magnifies every error of J by sigma² / alpha, those of
-    bfloat16 above all; `data_variances` take care of both ends of that.
+    network's is not quite symmetric: negative eigenvalues count as 0. As alpha -> 0,
+    Sigma = sigma² J / alpha magnifies every error of J, of training as of bfloat16, by
+    1 / alpha. Left alone, it ruins the first step of any trained network, so the
+    estimate is not used where logsnr is below `logsnr_reliable`.
 
-    What is from the paper and what is not is said at the head of this module.
+    From the abstract of the paper, arXiv 2605.13910: DDIM is extended by the covariance
+    of x given z_t, which comes from Tweedie's formula of second order and a structured
+    decomposition in Fourier space, at one Jacobian-vector product per step, for models
+    of pixels. Derived here, without sight of the paper's equations: the module's
+    equation 2 and what it is exact for, the estimate and its probes, every basis, the
+    bounds, and the first and the last step.
 
     Attributes:
       num_steps: steps, each one evaluation and the products of the basis.
@@ -125,14 +127,16 @@ class Covariance:
       eta: share of the noise in every step, in [0, 1]; 0 is DDIM to the last bit, and
         takes no product.
       eta_last: what the last step keeps of eta, in [0, 1]. Its noise lands on the
-        sample itself: 1 gives the right variance, 0 a denoised sample, for which the
-        last step takes no product.
+        sample itself: 1 gives the right variance, and of images more varied ones; 0
+        denoised ones, which look cleaner and lack variance again. The last step then
+        takes no product.
       derivative: 'jvp', or finite differences for networks without a forward-mode
         derivative: 'central' at two evaluations per product, or 'one_sided' at one.
+      logsnr_reliable: below it, the variance is that of the data where it is known, and
+        the step is one of DDIM where it is not. For an exact denoiser, -1e9.
       data_variances: variance c of the data per coefficient of the basis, nested as
-        these are or broadcasting to them, from `bases.data_variances`. Sigma is at most
-        4 c then, and c where logsnr is below `logsnr_reliable`. Empty is unknown.
-      logsnr_reliable: below it, known variances replace the estimate.
+        these are or broadcasting to them, from `frames.data_variances`; Sigma is at
+        most 4 c then. Empty is unknown.
 
     Raises:
       ValueError: a number is out of its range, or `derivative` another word.
@@ -144,8 +148,8 @@ class Covariance:
     eta: float = 1.0
     eta_last: float = 1.0
     derivative: str = "jvp"
-    data_variances: tuple = ()
     logsnr_reliable: float = -8.0
+    data_variances: tuple = ()
 
     times, init, final = base.times, base.init, base.final
 
@@ -264,8 +268,8 @@ class Covariance:
         alpha, sigma = process.schedule.alpha_sigma(t)
         # q is O(alpha) as alpha -> 0, where sigma² / alpha may overflow.
         estimate = sigma**2 * (jnp.maximum(q, 0.0) / alpha)
+        reliable = process.schedule.logsnr(t) >= self.logsnr_reliable
         if not self.data_variances:
-            return estimate
+            return jnp.where(reliable, estimate, 0.0)
         data = jnp.asarray(self.data_variances, jnp.float32)
-        unreliable = process.schedule.logsnr(t) < self.logsnr_reliable
-        return jnp.where(unreliable, data, jnp.minimum(estimate, _MARGIN * data))
+        return jnp.where(reliable, jnp.minimum(estimate, _MARGIN * data), data)

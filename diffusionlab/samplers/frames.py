@@ -53,6 +53,26 @@ def eigenvalues(frame: Frame, v: Array, product: Array) -> Array:
     return frame.smooth(probe * frame.forward(product)) / square
 
 
+def data_variances(frame: Frame, x: np.ndarray) -> tuple:
+    """Returns the variance of data along each coefficient, as nested tuples.
+
+    Relative to that of white noise; what the sampler `covariance` takes by this name.
+
+    Args:
+      frame: `basis.frame(shape)`.
+      x: `[N, *shape]` examples.
+    """
+    variance = jnp.var(frame.forward(jnp.asarray(x, jnp.float32)), axis=0)
+    power = jnp.broadcast_to(jnp.float32(frame.power), frame.size)
+    return _tuples(
+        np.asarray(frame.smooth(variance[None]) / frame.smooth(power[None]))[0]
+    )
+
+
+def _tuples(nested) -> tuple | float:
+    return float(nested) if nested.ndim == 0 else tuple(map(_tuples, nested))
+
+
 @functools.cache
 def dct_matrix(size: int) -> np.ndarray:
     """Returns the orthonormal DCT-II, one row per frequency, float64."""

@@ -11,9 +11,8 @@ g is; the closer g is to the loss, the less a batch's loss depends on its times.
 p is constant on each of `num_cells` equal cells, and t uniform within its cell: that
 the weights undo p holds exactly, not only up to the width of a cell.
 
-Source: importance sampling of times in proportion to the loss, Song et al. 2021
-(arXiv 2101.09258), section 5, and Nichol and Dhariwal 2021 (arXiv 2102.09672),
-section 3.3, here with an answer known beforehand in place of running averages.
+Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3, draw times by running
+averages of the loss; here its smallest value, known beforehand, is in their place.
 """
 
 from __future__ import annotations

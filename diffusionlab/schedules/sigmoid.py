@@ -70,15 +70,17 @@ class Sigmoid:
     @property
     def _ends(self) -> tuple[float, float, float]:
         """y at t = 0, e - s - y at t = 1, and how far y goes in between."""
-        first = float(self._near(self.logsnr_max + self._log_ratio))
-        last = float(self._near(-self.logsnr_min - self._log_ratio))
+        first = self._near(self.logsnr_max + self._log_ratio)
+        last = self._near(-self.logsnr_min - self._log_ratio)
         return first, last, self._length - first - last
 
     def _near(self, log_r, xp=math):
         """y of equation 3; of -log R, by symmetry, e - s - y."""
         half = self._length / 2
         log_cosh = half + math.log1p(math.exp(-2 * half)) - math.log(2)
-        return 2 * xp.atanh(math.tanh(half) / (1 + xp.exp(log_r - log_cosh)))
+        # 2 artanh(q) = log1p(2 q / (1 - q)), with 1 - q as a sum of positive terms.
+        rest = xp.exp(log_r - log_cosh) + math.exp(-half - log_cosh)
+        return xp.log1p(2 * math.tanh(half) / rest)
 
     def _sides(self, t: Array) -> tuple[Array, Array]:
         """y and e - s - y, each from its own end, so that it keeps its digits."""

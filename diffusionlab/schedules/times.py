@@ -31,7 +31,6 @@ import jax.numpy as jnp
 from diffusionlab.schedules import base
 from diffusionlab.types import Array, Schedule
 
-
 _HALF_STEP = 2.0**-24  # of float32 at 1; the quantiles 0 and 1 may be infinite
 
 

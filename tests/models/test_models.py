@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from diffusionlab import registry, sharding
+from diffusionlab.data.generated import Mixture
 from diffusionlab.models import layers, network
+from diffusionlab.processes.gaussian import Gaussian
+from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.settings import LOGICAL_AXES, Mesh
 from diffusionlab.types import DataSpec, path_name
 
@@ -17,7 +20,10 @@ IMAGE = DataSpec((8, 8, 3), 4)
 VECTOR = DataSpec((6,), 4)
 TOYS = {
     "dit": (IMAGE, dict(patch_size=4, width=16, num_layers=2, num_heads=2)),
+    "gaussian": (VECTOR, dict(per_class=True)),
+    "gaussian_mixture": (VECTOR, {}),
     "mlp": (VECTOR, dict(width=16, num_layers=2)),
+    "uncertainty": (VECTOR, dict(width=16)),
     "uvit": (
         IMAGE,
         dict(
@@ -26,8 +32,19 @@ TOYS = {
         ),
     ),
 }  # fmt: skip
-NAMES = sorted(registry.table("network"))
+# They answer exactly from the start, in float32 and without labels to drop; what holds
+# of them is in test_analytic.py.
+EXACT = ("gaussian", "gaussian_mixture")
+# One number per example from logsnr alone, for the loss and not for samples.
+SCALAR = ("uncertainty",)
+# Answers with logits, not with data; test_classifier.py.
+LOGITS = ("classifier",)
+NAMES = sorted({*registry.table("network")} - {*EXACT, *SCALAR, *LOGITS})
 BATCH = 8
+
+
+PROCESS = Gaussian(schedule=Cosine(), prediction="v")
+SOURCE = Mixture(dimension=6, num_components=4, std=0.5, size=256)
 
 
 def accepting(key):
@@ -40,9 +57,8 @@ def make(name, dtype="float32", num_classes=4, **options):
     spec, sizes = TOYS[name]
     spec = spec._replace(num_classes=num_classes)
     block = {"name": name, **sizes, **options}
-    module = registry.build(
-        "network", block, "config.networks.x", spec=spec, dtype=dtype
-    )
+    context = dict(spec=spec, dtype=dtype, process=PROCESS, source=SOURCE)
+    module = registry.build("network", block, "config.networks.x", **context)
     return network.as_network(module, spec)
 
 
@@ -108,7 +124,28 @@ def test_output_is_float32_and_shaped_as_the_data(name):
     assert {p.dtype for p in jax.tree.leaves(start(name))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_answer_is_float32_and_shaped_as_the_data(name):
+    assert output(name).shape == inputs(name)[0].shape
+    assert output(name).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_a_scalar_is_float32_per_example_and_looks_at_logsnr_alone(name):
+    z, cond = inputs(name)
+    for dtype in ("float32", "bfloat16"):
+        found = jax.jit(make(name, dtype).apply)(trained(name), 0 * z, cond)
+        assert found.shape == (BATCH,) and found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, output(name))
+    turned = {**cond, "logsnr": jnp.roll(cond["logsnr"], 1)}
+    moved = jax.jit(make(name).apply)(trained(name), z, turned)
+    np.testing.assert_allclose(moved, np.roll(output(name), 1), rtol=1e-5)
+    others = {**cond, "label": 0 * cond["label"], "t": 0 * cond["t"]}
+    same = jax.jit(make(name).apply)(trained(name), z, others)
+    np.testing.assert_array_equal(same, output(name))
+
+
+@pytest.mark.parametrize("name", [*NAMES, *SCALAR])
 def test_network_starts_at_zero_and_leaves_it(name):
     raw = jax.jit(make(name).apply)(start(name), *inputs(name))
     np.testing.assert_array_equal(raw, 0)
@@ -151,7 +188,7 @@ def test_bfloat16_is_close_to_float32(name):
     assert 1e-5 < error < 0.05
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *EXACT])
 def test_forward_derivative_is_that_of_the_function(name):
     net, params, (z, cond) = make(name), trained(name), inputs(name)
     tangent = jax.random.normal(jax.random.key(3), z.shape)
@@ -169,7 +206,7 @@ def test_forward_derivative_is_that_of_the_function(name):
     assert distance(np.asarray(forward), np.asarray(difference)) < 0.02
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *EXACT, *SCALAR])
 def test_every_parameter_gets_a_gradient(name):
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(name)):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path_name(path)

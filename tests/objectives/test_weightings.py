@@ -13,8 +13,10 @@ from diffusionlab.objectives import weightings
 from diffusionlab.objectives.denoising import denoising_error
 from diffusionlab.processes.gaussian import PREDICTIONS, Gaussian
 from diffusionlab.schedules.cosine import Cosine, InterpolatedCosine, ShiftedCosine
+from diffusionlab.schedules.edm import Edm
 from diffusionlab.schedules.flow import Flow
 from diffusionlab.schedules.linear_logsnr import LinearLogsnr
+from diffusionlab.schedules.variance_exploding import VarianceExploding
 from diffusionlab.types import lift
 
 BIASES = {"sigmoid": {"bias": -2.0}, "sigmoid_uniform": {"bias": -2.0}}
@@ -83,7 +85,7 @@ def range_formula(bias, logsnr_max, logsnr_min):
 
 
 @pytest.mark.parametrize("name", registry.table("weighting"))
-@pytest.mark.parametrize("schedule", [Cosine(), Flow()])
+@pytest.mark.parametrize("schedule", [Cosine(), Flow(), VarianceExploding()])
 def test_factors_are_positive_and_finite_at_both_ends(name, schedule):
     block = {"name": name, **BIASES.get(name, {})}
     weighting = registry.build("weighting", block, "config.weighting")
@@ -93,14 +95,73 @@ def test_factors_are_positive_and_finite_at_both_ends(name, schedule):
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-@pytest.mark.parametrize("schedule", [Cosine(), Flow()])
-def test_each_space_is_unweighted_under_its_own_weighting(name, schedule):
-    weighting = registry.build("weighting", {"name": name}, "config.weighting")
-    process = Gaussian(schedule=schedule, prediction=name)
+@pytest.mark.parametrize("schedule", [Cosine(), Flow(), VarianceExploding()])
+@pytest.mark.parametrize("std", [1.0, 0.5])
+def test_each_space_is_unweighted_under_its_own_weighting(name, schedule, std):
+    """For data of any standard deviation, told to whom it concerns."""
+    options = {"sigma_data": std} if name == "edm" else {}
+    block = {"name": name, **options}
+    weighting = registry.build("weighting", block, "config.weighting")
+    process = Gaussian(schedule=schedule, prediction=name, sigma_data=std)
     t = jnp.linspace(0, 1, 33)
     factor = weighting(schedule, t) * process.eps_error_scale(t)
     # exp(logsnr) of a logsnr of 20 is accurate to 20 * 6e-8.
     np.testing.assert_allclose(factor, 1.0, rtol=5e-6)
+
+
+X_FORMS = {
+    # On the squared error of x, with s the noise level sigma / alpha of EDM.
+    "edm": lambda s, snr: (s**2 + 1) / s**2,
+    "edm-0.5": lambda s, snr: (s**2 + 0.25) / (s * 0.5) ** 2,
+    "min_snr": lambda s, snr: np.minimum(snr, 5.0),
+    "min_snr-1": lambda s, snr: np.minimum(snr, 1.0),
+    "p2": lambda s, snr: snr / (1 + snr),
+    "x": lambda s, snr: 1.0,
+    "eps": lambda s, snr: snr,
+}
+OPTIONS = {"edm-0.5": {"sigma_data": 0.5}, "min_snr-1": {"gamma": 1.0}}
+
+
+@pytest.mark.parametrize("name", X_FORMS)
+@pytest.mark.parametrize("schedule", [Cosine(), Flow(), VarianceExploding()])
+def test_factors_on_the_error_of_x_are_the_published_ones(name, schedule):
+    block = {"name": name.partition("-")[0], **OPTIONS.get(name, {})}
+    weighting = registry.build("weighting", block, "config.weighting")
+    t = jnp.linspace(0, 1, 33)
+    alpha, sigma = (np.float64(q) for q in schedule.alpha_sigma(t))
+    # |eps - eps_hat|² = SNR |x - x_hat|².
+    snr = (alpha / sigma) ** 2
+    expected = X_FORMS[name](sigma / alpha, snr) / snr
+    np.testing.assert_allclose(weighting(schedule, t), expected, rtol=1e-5)
+
+
+def test_p2_has_its_exponent_and_its_constant():
+    schedule, t = LinearLogsnr(), jnp.linspace(0, 1, 33)
+    snr = np.exp(np.float64(schedule.logsnr(t)))
+    found = weightings.P2(gamma=0.5, k=3.0)(schedule, t)
+    np.testing.assert_allclose(found, (3.0 + snr) ** -0.5, rtol=1e-5)
+    np.testing.assert_array_equal(weightings.P2(gamma=0.0)(schedule, t), 1.0)
+
+
+def test_min_snr_is_one_where_snr_is_below_gamma():
+    schedule, t = LinearLogsnr(), jnp.linspace(0, 1, 33)
+    clean = np.asarray(schedule.logsnr(t)) > math.log(5.0)
+    factor = np.asarray(weightings.MinSnr()(schedule, t))
+    assert np.all(factor[clean] < 1) and np.all(factor[~clean] == 1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: weightings.Edm(sigma_data=0.0),
+        lambda: weightings.MinSnr(gamma=0.0),
+        lambda: weightings.P2(gamma=-1.0),
+        lambda: weightings.P2(k=0.0),
+    ],
+)
+def test_impossible_constants_are_refused(build):
+    with pytest.raises(ValueError, match="^[a-z_]+: "):
+        build()
 
 
 def test_bias_has_no_default():
@@ -215,6 +276,28 @@ def test_the_imitation_is_the_sigmoid_without_half_the_slope():
     sech = 1 / np.cosh((np.float64(schedule.logsnr(t)) - schedule.shift) / 2)
     product = -np.float64(schedule.derivative(t)) * sech
     np.testing.assert_allclose(product, 4 * Cosine().span, rtol=1e-5)
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
+def test_smallest_eps_error_of_gaussian_data_at_each_noise_level(std):
+    schedule, t = Cosine(logsnr_min=-8.0, logsnr_max=8.0), jnp.linspace(0, 1, 33)
+    alpha, sigma = (np.float64(q)[:, None] for q in schedule.alpha_sigma(t))
+    x, eps = std * np.array([1, 1, -1, -1]), np.array([1, -1, 1, -1])
+    z_t = alpha * x + sigma * eps
+    eps_hat = sigma * z_t / ((alpha * std) ** 2 + sigma**2)
+    expected = jax.nn.sigmoid(schedule.logsnr(t) + 2 * math.log(std))
+    np.testing.assert_allclose(
+        ((eps - eps_hat) ** 2).mean(1), expected, rtol=2e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("weighting", [weightings.Elbo(), weightings.Edm()])
+def test_the_scale_of_z_does_not_change_a_loss_of_logsnr(weighting):
+    losses = [
+        binary_loss(Edm(preserving=preserving), weighting)
+        for preserving in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5)
 
 
 @pytest.mark.parametrize(

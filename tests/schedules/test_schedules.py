@@ -8,26 +8,32 @@ import numpy as np
 import pytest
 
 from diffusionlab import registry, schedules
-from diffusionlab.schedules import times
 from diffusionlab.schedules.cosine import Cosine, InterpolatedCosine, ShiftedCosine
+from diffusionlab.schedules.discrete_beta import DiscreteBeta
 from diffusionlab.schedules.edm import Edm
 from diffusionlab.schedules.flow import Flow
 from diffusionlab.schedules.linear_beta import LinearBeta
 from diffusionlab.schedules.linear_logsnr import LinearLogsnr
+from diffusionlab.schedules.sigmoid import Sigmoid
+from diffusionlab.schedules.variance_exploding import VarianceExploding
 
 ARGUMENTS = {
     "shifted_cosine": {"resolution": 64, "reference": 32},
     "interpolated_cosine": {"resolution": 64, "low": 16, "high": 64},
 }
-NAMES = list(schedules.REGISTRY["schedule"])
+BLOCKS = [
+    *({"name": n, **ARGUMENTS.get(n, {})} for n in schedules.REGISTRY["schedule"]),
+    {"name": "edm", "preserving": False},
+    {"name": "discrete_beta", "spacing": "scaled_linear", "num_timesteps": 77},
+    {"name": "sigmoid", "start": 0.0, "temperature": 0.1},
+]
 T = jnp.linspace(0.0, 1.0, 4097)
 ENDS = jnp.array([0.0, 1.0])
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=BLOCKS, ids=lambda block: "-".join(map(str, block.values())))
 def schedule(request):
-    block = {"name": request.param, **ARGUMENTS.get(request.param, {})}
-    return registry.build("schedule", block, "config.schedule")
+    return registry.build("schedule", request.param, "config.schedule")
 
 
 def test_logsnr_is_strictly_decreasing_and_its_derivative_negative(schedule):
@@ -69,10 +75,25 @@ def test_bfloat16_times_are_computed_in_float32(schedule):
     assert schedule.alpha_sigma(t)[0].dtype == jnp.float32
 
 
-def test_scales_preserve_variance_except_for_flow(schedule):
+def test_scales_preserve_variance_but_those_that_say_otherwise(schedule):
     alpha, sigma = schedule.alpha_sigma(T)
+    if isinstance(schedule, VarianceExploding) or not getattr(
+        schedule, "preserving", True
+    ):
+        np.testing.assert_array_equal(alpha, 1.0)
+        return
     total = alpha + sigma if isinstance(schedule, Flow) else alpha**2 + sigma**2
     np.testing.assert_allclose(total, 1.0, atol=4e-7)
+
+
+def test_scales_have_the_derivatives_that_logsnr_has(schedule):
+    # Processes differentiate them forwards; 2 (alpha'/alpha - sigma'/sigma) = logsnr'.
+    t = T[1:-1]
+    (alpha, sigma), (d_alpha, d_sigma) = jax.jit(
+        lambda t: jax.jvp(schedule.alpha_sigma, (t,), (jnp.ones_like(t),))
+    )(t)
+    slope = 2 * (d_alpha / alpha - d_sigma / sigma)
+    np.testing.assert_allclose(slope, schedule.derivative(t), rtol=1e-5)
 
 
 def test_times_per_frame_keep_their_shape(schedule):
@@ -90,6 +111,14 @@ def test_times_per_frame_keep_their_shape(schedule):
         (LinearLogsnr(), (15.0, -15.0)),
         (Flow(), (20.0, -20.0)),
         (Edm(), (-2 * math.log(0.002), -2 * math.log(80))),
+        (Edm(preserving=False), (-2 * math.log(0.002), -2 * math.log(80))),
+        (VarianceExploding(), (-2 * math.log(0.01), -2 * math.log(50))),
+        (Sigmoid(), (15.0, -15.0)),
+        (Sigmoid(start=0.0, temperature=0.3, logsnr_max=9.0), (9.0, -15.0)),
+        (
+            DiscreteBeta(num_timesteps=2),
+            (math.log(9999), math.log(0.979902 / 0.020098)),
+        ),
         (
             LinearBeta(),
             (-math.log(math.expm1(1e-4 + 9.95e-6)), -math.log(math.expm1(10.05))),
@@ -197,7 +226,13 @@ def test_pooling_multiplies_the_snr_by_the_square_of_the_factor(factor):
         lambda: LinearBeta(time_min=0.0),
         lambda: Edm(sigma_min=0.0),
         lambda: Edm(rho=0.0),
-        lambda: times.LogitNormal(std=0.0),
+        lambda: VarianceExploding(sigma_max=0.01),
+        lambda: Sigmoid(start=3.0),
+        lambda: Sigmoid(temperature=0.0),
+        lambda: Sigmoid(logsnr_min=15.0),
+        lambda: DiscreteBeta(num_timesteps=1),
+        lambda: DiscreteBeta(beta_start=0.03),
+        lambda: DiscreteBeta(spacing="squared"),
     ],
 )
 def test_impossible_constants_are_refused(build):
@@ -205,31 +240,74 @@ def test_impossible_constants_are_refused(build):
         build()
 
 
-@pytest.mark.parametrize("name", list(schedules.REGISTRY["times"]))
-@pytest.mark.parametrize("stratified", [True, False])
-def test_times_are_in_the_unit_interval(name, stratified):
-    law = registry.build("times", {"name": name, "stratified": stratified}, "config")
-    t, weight = law.sample(jax.random.key(1), 4096, None)
-    assert t.shape == weight.shape == (4096,) and t.dtype == weight.dtype == jnp.float32
-    assert float(t.min()) >= 0 and float(t.max()) <= 1
-    np.testing.assert_array_equal(weight, 1.0)
+@pytest.mark.parametrize("name", ["variance_exploding", "edm"])
+def test_exploding_noise_levels_are_the_published_ones(name):
+    t = np.linspace(0, 1, 9)
+    if name == "edm":
+        roots = 0.002 ** (1 / 7) + t * (80 ** (1 / 7) - 0.002 ** (1 / 7))
+        schedule, expected = Edm(preserving=False), roots**7
+    else:
+        schedule, expected = VarianceExploding(), 0.01 * 5000**t
+    np.testing.assert_allclose(schedule.alpha_sigma(t)[1], expected, rtol=4e-6)
 
 
-def test_stratified_times_have_one_value_per_stratum():
-    t, _ = times.Uniform().sample(jax.random.key(2), 64, None)
-    np.testing.assert_array_equal(np.sort(np.floor(np.sort(t) * 64)), np.arange(64))
+@pytest.mark.parametrize(
+    ("schedule", "betas"),
+    [
+        (DiscreteBeta(), np.linspace(1e-4, 0.02, 1000)),
+        (
+            DiscreteBeta(beta_start=0.00085, beta_end=0.012, spacing="scaled_linear"),
+            np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2,
+        ),
+    ],
+)
+def test_discrete_beta_is_the_chain_at_its_steps(schedule, betas):
+    square = np.cumprod(1 - betas)
+    t = jnp.arange(1000) / 999
+    alpha, sigma = schedule.alpha_sigma(t)
+    # logsnr is rounded at 10 * 6e-8, and lies between steps by 1000 * 6e-8 of a slope
+    # of 0.02 or, at the first, 0.8.
+    np.testing.assert_allclose(alpha**2, square, rtol=4e-6)
+    np.testing.assert_allclose(sigma**2, 1 - square, rtol=4e-6)
+    # The last step of DDPM has alpha² = 4.0e-5, that of Stable Diffusion 0.00466.
+    expected = 4.04e-5 if schedule.spacing == "linear" else 4.66e-3
+    assert square[-1] == pytest.approx(expected, rel=2e-3)
+    middle = 0.5 * (schedule.logsnr(t[:-1]) + schedule.logsnr(t[1:]))
+    halves = schedule.logsnr(0.5 * (t[:-1] + t[1:]))
+    np.testing.assert_allclose(halves, middle, atol=1e-4)
 
 
-@pytest.mark.parametrize("mean", [0.0, -0.8])
-def test_logit_normal_has_its_moments_and_can_be_weighted_back(mean):
-    law = times.LogitNormal(mean=mean, std=1.3, as_uniform=True)
-    t, weight = law.sample(jax.random.key(3), 1 << 16, None)
-    logit = jnp.log(t) - jnp.log1p(-t)
-    assert float(logit.mean()) == pytest.approx(mean, abs=2e-3)
-    assert float(logit.std()) == pytest.approx(1.3, rel=2e-3)
-    # The first and the last of 2^16 strata hold a quantile of 4.17 standard deviations;
-    # one draw stands for the uniform times beyond it, all of which may be missed.
-    missed = sum(1 / (1 + math.exp(4.17 * 1.3 + sign * mean)) for sign in (-1, 1))
-    for power in (0, 1, 2):
-        moment = float((weight * t**power).mean())
-        assert moment == pytest.approx(1 / (power + 1), abs=missed)
+def test_discrete_beta_approaches_the_continuous_diffusion():
+    t = jnp.linspace(0.1, 1.0, 64)
+    chain, limit = DiscreteBeta().logsnr(t), LinearBeta().logsnr(t)
+    # beta_k = 1e-4 ... 0.02 is beta(t) / 1000; the chain is of first order in 1/1000.
+    np.testing.assert_allclose(chain, limit, atol=0.08)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sigmoid_is_the_published_formula(temperature):
+    schedule = Sigmoid(
+        start=-3.0, end=4.0, temperature=temperature, logsnr_min=-25.0, logsnr_max=25.0
+    )
+    t = np.linspace(0, 1, 4096)[1:-1]
+
+    def logistic(q):
+        return 1 / (1 + np.exp(-q / temperature))
+
+    low, high = logistic(-3.0), logistic(4.0)
+    # tau of equation 1 from alpha², in float64.
+    square = 1 / (1 + np.exp(-np.float64(schedule.logsnr(t))))
+    level = high - square * (high - low)
+    tau = (temperature * np.log(level / (1 - level)) + 3) / 7
+    # An affine function of t, from next to 0 to next to 1.
+    fit = np.polyfit(t, tau, 1)
+    np.testing.assert_allclose(tau, np.polyval(fit, t), atol=2e-6)
+    np.testing.assert_allclose([fit[1], fit.sum()], [0.0, 1.0], atol=1e-6)
+
+
+def test_gvp_of_sit_is_the_cosine():
+    # alpha = cos(pi t / 2), sigma = sin(pi t / 2) without truncation.
+    t = np.linspace(0, 1, 33)
+    alpha, sigma = Cosine(logsnr_min=-30.0, logsnr_max=30.0).alpha_sigma(t)
+    np.testing.assert_allclose(alpha, np.cos(np.pi * t / 2), atol=1e-6)
+    np.testing.assert_allclose(sigma, np.sin(np.pi * t / 2), atol=1e-6)

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionlab import guidance
-from diffusionlab.guidance import ClassifierFree, ClipX
+from diffusionlab.guidance import base as guidance
+from diffusionlab.guidance.classifier_free import ClassifierFree
+from diffusionlab.guidance.clipping import ClipX
 from diffusionlab.processes.gaussian import PREDICTIONS, Gaussian
 from diffusionlab.samplers import base
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
+from diffusionlab.schedules.flow import Flow
 from diffusionlab.types import DataSpec, Prediction, lift
 
 PROCESS = Gaussian(schedule=Cosine(), prediction="v")
@@ -157,21 +159,6 @@ def test_guidance_without_classes_is_refused():
         ClassifierFree(guidance_scale=2.0)(mixture, PROCESS, DataSpec(shape=(3,)))
 
 
-@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
-def test_clipped_x_and_eps_still_explain_the_noisy_data(t):
-    z_t, cond = example()
-    z_t = 2 * z_t
-    low, high = -0.5, 0.6
-    prediction = mixture(z_t, jnp.float32(t), cond)
-    found = ClipX(low=low, high=high)(mixture, PROCESS, SPEC)(z_t, jnp.float32(t), cond)
-    np.testing.assert_array_equal(found.x, np.clip(prediction.x, low, high))
-    np.testing.assert_allclose(PROCESS.mix(*found, t), z_t, rtol=1e-6, atol=1e-6)
-    kept = np.asarray(found.x == prediction.x)
-    np.testing.assert_array_equal(
-        np.asarray(found.eps)[kept], np.asarray(prediction.eps)[kept]
-    )
-
-
 def test_transforms_apply_one_after_the_other():
     z_t, cond = example()
     transforms = [ClassifierFree(guidance_scale=5.0), ClipX()]
@@ -184,6 +171,66 @@ def test_transforms_apply_one_after_the_other():
     assert largest(transforms[::-1]) > 1.5
 
 
-def test_an_empty_range_is_refused():
-    with pytest.raises(ValueError, match="low"):
-        ClipX(low=1.0, high=1.0)
+@pytest.mark.parametrize("t", [0.5, [0.1, 0.3, 0.45, 0.55, 0.7, 0.9]])
+def test_two_passes_are_one_doubled_batch(t):
+    z_t, cond = example()
+    cond["key"] = jax.random.split(jax.random.key(3), 6)
+    options = dict(guidance_scale=2.0, logsnr_min=-2.3, logsnr_max=1.1)
+    sizes = {}
+
+    def seen(z, time, given):
+        sizes.setdefault(two_pass, []).append((z.shape[0], given["key"].shape))
+        return mixture(z, time, given)
+
+    found = []
+    for two_pass in (False, True):
+        transform = ClassifierFree(two_pass=two_pass, **options)
+        guided = jax.jit(transform(seen, PROCESS, SPEC))
+        found.append(guided(z_t, jnp.float32(t), cond))
+    np.testing.assert_allclose(found[0].x, found[1].x, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found[0].eps, found[1].eps, rtol=1e-6, atol=1e-6)
+    assert (12, (12,)) in sizes[False] and (12, (12,)) not in sizes[True]
+
+
+@pytest.mark.parametrize("name", ["v", "eps", "x"])
+@pytest.mark.parametrize("phi", [0.3, 1.0])
+def test_rescaled_answer_has_the_deviation_of_the_conditional_one(name, phi):
+    process = Gaussian(schedule=Flow(), prediction=name)
+    z_t, cond = example()
+    t = jnp.linspace(0.1, 0.9, 6)
+    options = dict(guidance_scale=4.0)
+
+    def predict(z_t, t, cond):
+        x = mixture(z_t, t, cond).x
+        alpha, sigma = (lift(q, 2) for q in process.schedule.alpha_sigma(t))
+        return Prediction(x, (z_t - alpha * x) / sigma)
+
+    def raw(transform):
+        guided = transform(predict, process, SPEC)(z_t, t, cond)
+        np.testing.assert_allclose(process.mix(*guided, t), z_t, rtol=1e-5, atol=1e-5)
+        return np.asarray(process.target(*guided, t), np.float64)
+
+    own = np.asarray(process.target(*predict(z_t, t, cond), t), np.float64)
+    plain = raw(ClassifierFree(**options))
+    ratio = own.std(1, keepdims=True) / plain.std(1, keepdims=True)
+    found = raw(ClassifierFree(rescale=phi, **options))
+    expected = phi * plain * ratio + (1 - phi) * plain
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(ratio - 1).max() > 0.1
+
+
+def test_rescaling_leaves_an_example_of_one_entry_alone():
+    spec = SPEC._replace(shape=(1,))
+    z_t, cond = example()
+    found, plain = (
+        ClassifierFree(guidance_scale=3.0, rescale=r)(mixture, PROCESS, spec)(
+            z_t[:, :1], jnp.float32(0.5), cond
+        )
+        for r in (1.0, 0.0)
+    )
+    np.testing.assert_allclose(found.x, plain.x, rtol=1e-5, atol=1e-6)
+
+
+def test_rescale_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"rescale: must be in \[0, 1\], got 2"):
+        ClassifierFree(rescale=2)
