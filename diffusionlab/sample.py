@@ -55,6 +55,7 @@ def sample(
     Raises:
       ValueError: a flag does not fit the run, or `out` holds another job.
     """
+    inference.check_samples(experiment)
     inference.check_ema(experiment, ema)
     _check(experiment, num_samples, label, batch_size, part)
     checkpoints = Checkpoints(folder)

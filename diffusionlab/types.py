@@ -80,14 +80,19 @@ class Times(Protocol):
 
 
 class Process(Protocol):
-    """How data become noise, and how a raw network output becomes a prediction."""
+    """How data become noise, and how a raw network output becomes a prediction.
+
+    `sigma_data` is the standard deviation that the data are taken to have.
+    """
 
     schedule: Schedule
+    sigma_data: float
 
     def prior_from(self, keys: Array, shape: tuple[int, ...]) -> Array: ...
     def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]: ...
     def mix(self, x: Array, eps: Array, t: Array) -> Array: ...
     def network_input(self, z_t: Array, t: Array) -> Array: ...
+    def velocity(self, prediction: Prediction, t: Array) -> Array: ...
     def predict(self, raw: Array, z_t: Array, t: Array) -> Prediction: ...
     def target(self, x: Array, eps: Array, t: Array) -> Array: ...
     def eps_error_scale(self, t: Array) -> Array: ...
@@ -162,7 +167,10 @@ class Objective(Protocol):
     def predict(
         self, params: Mapping[str, Params], z_t: Array, t: Array, cond: Cond
     ) -> Prediction:
-        """The prediction that samplers and evaluators use."""
+        """The prediction that samplers and evaluators use.
+
+        An objective without it has nothing to sample.
+        """
         ...
 
 
@@ -175,13 +183,13 @@ class Sampler(Protocol):
     Attributes:
       num_steps: steps from t = 1 to 0.
       grid: where the stops are; None is uniform in t.
-      num_evaluations: network evaluations of one sample; a Jacobian-vector product
-        counts as one more.
+      num_evaluations: network evaluations of one sample, a Jacobian-vector product
+        being one more; None where it follows from the data.
     """
 
     num_steps: int
     grid: Any
-    num_evaluations: int
+    num_evaluations: int | None
 
     def times(self, schedule: Schedule) -> np.ndarray: ...
     def init(self, z: Array, t: Array) -> Any: ...

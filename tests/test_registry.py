@@ -99,7 +99,12 @@ def test_types_are_checked_by_annotation(annotation, good, bad):
 def test_defaults_are_stated():
     done = check(dict(name="classifier_free"), "guidance")
     assert done == dict(
-        name="classifier_free", guidance_scale=1.0, logsnr_min=None, logsnr_max=None
+        name="classifier_free",
+        guidance_scale=1.0,
+        logsnr_min=None,
+        logsnr_max=None,
+        two_pass=False,
+        rescale=0.0,
     )
 
 

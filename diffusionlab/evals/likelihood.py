@@ -64,7 +64,12 @@ def _normal_log_density(w: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=16)
-def bound(process: Process, num_times: int, levels: tuple | None = None):
+def bound(
+    process: Process,
+    num_times: int,
+    levels: tuple | None = None,
+    logsnr_max: float = math.inf,
+):
     """Returns `f(predict, x, label, index) -> (diffusion, prior, reconstruction)`.
 
     All are `[B]` in nats. Times are stratified: one in each of `num_times` equal parts
@@ -74,11 +79,13 @@ def bound(process: Process, num_times: int, levels: tuple | None = None):
       process: of the network.
       num_times: network evaluations per example.
       levels: the values that an entry of x may take; None is continuous.
+      logsnr_max: z_0 of the bound is the latent there, if it is before t = 0.
     """
     schedule = process.schedule
 
     def run(predict: CondPredict, x: Array, label: Array | None, index: Array):
         ends = [schedule.logsnr(jnp.float32(end)) for end in (0, 1)]
+        ends[0] = jnp.minimum(ends[0], logsnr_max)
         span, size, shape = ends[0] - ends[1], x[0].size, x.shape[1:]
         keys = _keys("bound", index)
         fold = jax.vmap(jax.random.fold_in, (0, None))
@@ -220,6 +227,8 @@ class Likelihood:
       levels: evenly spaced values from -1 to 1 that an entry of x can take: 256 for
         images of 8 bits. The numbers are then of probabilities; None: of densities.
         The bound pays for what the network says at noise far below a level.
+      logsnr_max: where the bound ends, if that is before t = 0; any end is a bound.
+        With levels, 2 log(1.5 (levels - 1)) leaves them just apart.
       conditional: on the label; else with the null label, for networks trained on it.
       every: steps between evaluations; 0 is at the end only.
     """
@@ -232,6 +241,7 @@ class Likelihood:
     num_steps: int = 128
     num_probes: int | None = None
     levels: int | None = None
+    logsnr_max: float | None = None
     conditional: bool = True
     every: int = 0
 
@@ -276,7 +286,8 @@ class Likelihood:
         notes = {"data": f"{len(x)} held-out examples, {dimension} dimensions"}
         if self.bound:
             values = self._values
-            function = bound(context.process, self.num_times, values)
+            end = math.inf if self.logsnr_max is None else self.logsnr_max
+            function = bound(context.process, self.num_times, values, end)
             parts = self._batches(context, function, x, label)
             numbers |= _summary("bound", parts.sum(0), bits)
             for name, part in zip(

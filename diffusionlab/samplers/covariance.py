@@ -110,7 +110,7 @@ class Covariance:
     J is that of the guided prediction. It need not be positive then, and a trained
     network's is not quite symmetric: negative eigenvalues count as 0. As alpha -> 0,
     Sigma = sigma² J / alpha magnifies every error of J, of training as of bfloat16, by
-    1 / alpha. Left alone, it ruins the first step of any trained network, so the
+    1 / alpha. Left alone, it ruins the first step of a trained network, so the
     estimate is not used where logsnr is below `logsnr_reliable`.
 
     From the abstract of the paper, arXiv 2605.13910: DDIM is extended by the covariance

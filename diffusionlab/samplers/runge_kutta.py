@@ -18,13 +18,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusionlab.samplers import base, grids
-from diffusionlab.types import Array, Predict, Prediction, Process
+from diffusionlab.samplers import base, grids, stability
+from diffusionlab.types import Array, DataSpec, Predict, Prediction, Process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RungeKutta4:
     """Equation 2; the result is the x_hat of the last step.
+
+    `check` refuses steps that blow up gaussian data, see `stability`: few of them where
+    rho falls by a large factor in one, as near t = 1 on a uniform grid.
 
     Attributes:
       num_steps: steps; four network evaluations each, the last one has one.
@@ -46,6 +49,18 @@ class RungeKutta4:
     def num_evaluations(self) -> int:
         """Network evaluations of one sample."""
         return 4 * self.num_steps - 3
+
+    def check(self, process: Process, spec: DataSpec) -> None:
+        """Raises ValueError where the steps blow up gaussian data."""
+        exact, one = stability.denoiser(process), jnp.float32(1.0)
+
+        def factor(t, s):
+            state = self.init(one, t)
+            return self.step(process, exact, state, t, s, None).z, jnp.zeros_like(t)
+
+        times = self.times(process.schedule)
+        ratios = stability.variance_ratios(process, times, jax.vmap(factor))
+        stability.refuse(ratios)
 
     def step(
         self,

@@ -26,12 +26,12 @@ MAX_RATIO, MAX_LAST_RATIO = 10.0, 2.0
 def true_variance(process: Process, t: Array) -> Array:
     """Returns V of equation 1, shaped as t."""
     alpha, sigma = process.schedule.alpha_sigma(t)
-    return (alpha * getattr(process, "sigma_data", 1.0)) ** 2 + sigma**2
+    return (alpha * process.sigma_data) ** 2 + sigma**2
 
 
 def denoiser(process: Process) -> Predict:
     """Returns the prediction of equation 1, elementwise for `t` as well."""
-    std = getattr(process, "sigma_data", 1.0)
+    std = process.sigma_data
 
     def predict(z_t: Array, t: Array) -> Prediction:
         alpha, sigma = process.schedule.alpha_sigma(t)

@@ -150,6 +150,12 @@ def test_probabilities_of_levels(exact_context):
     # As above, 0.06 nats.
     assert numbers["bound_diffusion"] == pytest.approx(diffusion, abs=0.09)
     assert numbers["bound_reconstruction"] < 1e-3, "z_0 says which level it is"
+    # Where the noise is a third of the distance of two levels, little is lost.
+    end = -2 * math.log(2 / (number - 1) / 3)
+    early = likelihood.Likelihood(levels=number, flow=False, logsnr_max=end)
+    shorter = early(context).numbers
+    assert 0 < shorter["bound_bits"] - entropy / math.log(2) + 0.15 < 0.6
+    assert shorter["bound_reconstruction"] > 0.01
 
 
 def test_what_does_not_fit_is_refused(exact_context):

@@ -393,7 +393,7 @@ def test_distance_to_a_mixture(name, index):
     x = mixture_samples(name)[MIXTURE_STEPS[index]]
     # Half a last digit, 3e-4 of the table, and 32768 samples that start as quantiles:
     # swaps between the modes, at most sqrt(n) / 2 of 2 n each way, are 0.0055 of W1.
-    tolerance = 1e-3 if name == "ddim" else 5e-3
+    tolerance = 1e-3 if name == "ddim" else 6e-3
     assert distance(x) == pytest.approx(W1[name][index], abs=tolerance)
     if name == "covariance":
         assert x.var() / 1.01 == pytest.approx(0.995, abs=0.015)

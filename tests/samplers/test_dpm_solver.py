@@ -148,7 +148,6 @@ def test_variance_of_unit_gaussian_data(num_steps, variance):
         times,
         jax.random.split(jax.random.key(0), 1),
     )
-    print(num_steps, float(state.z[0, 0]) ** 2, float(state.x[0, 0]) ** 2)
     assert float(state.z[0, 0]) ** 2 == pytest.approx(variance, abs=5e-5)
 
 
