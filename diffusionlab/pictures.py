@@ -191,6 +191,7 @@ def scatter(
 
 _COLOURS = 10
 _MARKERS = "osD^vP*X<>"
+_TALLEST = 50  # times the lowest end of a curve: what is higher is cut off
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -204,7 +205,8 @@ def curves(
     """Returns curves on logarithmic axes as one picture, uint8 `[H, W, 3]`.
 
     Ten colours, then ten more with another marker and line: thirty curves can be told
-    apart. The legend lists them from top to bottom as they end.
+    apart. The legend lists them from top to bottom as they end. What is more than 50 times
+    the lowest end is cut off.
 
     Args:
       lines: (name, x, y) each; values that are not positive are left out.
@@ -237,12 +239,12 @@ def curves(
             alpha=0.9,
         )
         drawn.append((points[-1][1], line, name))
+    if not drawn:
+        return np.full((500, 1000, 3), WHITE, np.uint8)
     drawn.sort(key=lambda entry: -entry[0])
     if level is not None and level[1] > 0:
         line = axis.axhline(level[1], color="black", linestyle=(0, (6, 3)), lw=1.2)
         drawn.append((0.0, line, level[0]))
-    if not drawn:
-        return np.full((500, 1000, 3), WHITE, np.uint8)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(
@@ -251,6 +253,9 @@ def curves(
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
+    # One curve that ran away would press all others into a line.
+    high = min(high, _TALLEST * min(end for end, _, _ in drawn if end > 0))
+    axis.set_ylim(low, high)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axis.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())

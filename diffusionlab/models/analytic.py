@@ -189,8 +189,8 @@ class Gaussian(nn.Module):
         size = int(np.prod(z.shape[1:]))
         if self.std is not None:
             mean = np.full((1, size), self.mean)
-            return self.answer(
-                z, cond, np.ones(1), mean, np.full_like(mean, self.std**2)
+            return _answer(
+                self, z, cond, np.ones(1), mean, np.full_like(mean, self.std**2)
             )
         if size > _MAX_DIMENSION:
             raise ValueError(

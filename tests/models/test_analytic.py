@@ -166,9 +166,6 @@ def test_a_fit_has_the_shares_of_the_classes():
     np.testing.assert_allclose(rebuilt, covariance, atol=1e-6)
 
 
-@pytest.mark.xfail(
-    raises=AttributeError, reason="Gaussian with a std calls a method it has not."
-)
 def test_a_gaussian_with_a_std_is_affine():
     z_t, found = answer("gaussian", mean=0.3, std=0.5)
     alpha, sigma = PROCESS.schedule.alpha_sigma(0.6)
