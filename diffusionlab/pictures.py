@@ -191,7 +191,7 @@ def scatter(
 
 _COLOURS = 10
 _MARKERS = "osD^vP*X<>"
-_TALLEST = 50  # times the lowest end of a curve: what is higher is cut off
+_TALLEST = 12  # times the lowest value: what is higher is cut off
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -205,8 +205,8 @@ def curves(
     """Returns curves on logarithmic axes as one picture, uint8 `[H, W, 3]`.
 
     Ten colours, then ten more with another marker and line: thirty curves can be told
-    apart. The legend lists them from top to bottom as they end. What is more than 50 times
-    the lowest end is cut off.
+    apart. The legend lists them from top to bottom as they end, those that end above
+    the picture, which is cut off at 12 times the lowest value, with that word.
 
     Args:
       lines: (name, x, y) each; values that are not positive are left out.
@@ -254,7 +254,8 @@ def curves(
     axis.xaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
     # One curve that ran away would press all others into a line.
-    high = min(high, _TALLEST * min(end for end, _, _ in drawn if end > 0))
+    lowest = min(min(line.get_ydata()) for _, line, _ in drawn)
+    low, high = max(low, 0.85 * lowest), min(high, _TALLEST * lowest)
     axis.set_ylim(low, high)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
@@ -265,7 +266,7 @@ def curves(
     axis.set_axisbelow(True)
     axis.legend(
         [line for _, line, _ in drawn],
-        [name for _, _, name in drawn],
+        [f"{name} (above)" if end > high else name for end, _, name in drawn],
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         fontsize=8,
