@@ -13,11 +13,14 @@ and the last denoising step; Tsitouras 2011 and Dormand and Prince 1980 for the 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from diffusionlab.samplers import base, grids
 from diffusionlab.types import Array, Predict, Process
@@ -42,6 +45,36 @@ class State(NamedTuple):
     z: Array
     x: Array
     evaluations: Array
+
+
+def _one_by_one(function: Callable[[Array, Array], Array], z: Array, times: Array):
+    """Returns (single, arrays): `single(arrays, time, z)` for an example under vmap.
+
+    `function` takes a batch and a time for each example, and knows things about every
+    one of them, such as its label. A plain vmap over batches of one would lose these;
+    here the vmapped call is the call of the whole batch.
+
+    Args:
+      function: (z `[B, ...]`, times `[B]`) -> `[B, ...]`.
+      z, times: examples of its arguments, for their shapes.
+    """
+    # What `function` closes over has to come in as an argument.
+    closed = eqx.filter_closure_convert(function, z, times)
+    arrays, rest = eqx.partition(closed, eqx.is_array)
+
+    @custom_vmap
+    def single(arrays, time, z):
+        return jnp.full_like(z, jnp.nan)  # never seen: there is no single example
+
+    @single.def_vmap
+    def together(size, batched, arrays, time, z):
+        time, z = (
+            q if is_batched else jnp.broadcast_to(q, (size, *jnp.shape(q)))
+            for q, is_batched in zip((time, z), batched[1:], strict=True)
+        )
+        return eqx.combine(arrays, rest)(z, time), True
+
+    return single, arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,18 +135,20 @@ class ProbabilityFlow:
     ) -> State:
         """Returns the state at s, both scalars; deterministic: `keys` is not used."""
 
-        def velocity(time, z, _):
-            prediction = predict(z[None], jnp.float32(time))
-            return process.velocity(prediction, time)[0]
+        times = jnp.broadcast_to(t, state.z.shape[:1])
+        velocity, arrays = _one_by_one(
+            lambda z, time: process.velocity(predict(z, time), time), state.z, times
+        )
 
         def solve(z):
             solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(velocity),
+                diffrax.ODETerm(lambda time, z, arrays: velocity(arrays, time, z)),
                 SOLVERS[self.solver](),
                 t0=t,
                 t1=s,
                 dt0=_FIRST * (s - t),
                 y0=z,
+                args=arrays,
                 stepsize_controller=diffrax.PIDController(
                     rtol=self.rtol, atol=self.atol
                 ),

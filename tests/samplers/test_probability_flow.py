@@ -13,7 +13,7 @@ from diffusionlab.samplers import base
 from diffusionlab.samplers.probability_flow import ProbabilityFlow
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.schedules.flow import Flow
-from diffusionlab.types import Prediction
+from diffusionlab.types import Prediction, lift
 
 COSINE = Gaussian(schedule=Cosine(), prediction="v")
 FLOW = Gaussian(schedule=Flow(), prediction="v")
@@ -23,13 +23,13 @@ Z = jnp.array([[-1.5, 0.1], [0.2, 0.4], [2.0, -3.0]])
 DOWN, UP = np.float32([1.0, 0.0]), np.float32([0.01, 1.0])
 
 
-def denoiser(process):
+def denoiser(process, mean=MEAN):
     def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
+        alpha, sigma = (lift(q, z_t.ndim) for q in process.schedule.alpha_sigma(t))
         total = alpha**2 * STD**2 + sigma**2
         return Prediction(
-            (alpha * STD**2 * z_t + sigma**2 * MEAN) / total,
-            sigma * (z_t - alpha * MEAN) / total,
+            (alpha * STD**2 * z_t + sigma**2 * mean) / total,
+            sigma * (z_t - alpha * mean) / total,
         )
 
     return predict
@@ -96,7 +96,7 @@ def test_the_reported_evaluations_are_those_made():
     predict = denoiser(COSINE)
 
     def counted(z_t, t):
-        jax.debug.callback(lambda t: calls.append(float(t)), t)
+        jax.debug.callback(lambda t: calls.append(float(t.max())), t)
         return predict(z_t, t)
 
     state = jax.jit(lambda z: base.solve(sampler, COSINE, counted, z, DOWN, KEYS[:1]))(
@@ -106,6 +106,20 @@ def test_the_reported_evaluations_are_those_made():
     jax.effects_barrier()
     assert len(calls) == int(state.evaluations[0])
     assert calls[-1] == 0.0 and calls[0] == 1.0
+
+
+def test_every_example_keeps_its_own_condition():
+    """A network sees the labels of the whole batch, each at its place."""
+    means = jnp.array([[-1.0], [0.0], [2.0]])
+
+    @jax.jit
+    def solve(means):
+        predict = denoiser(COSINE, means)
+        return base.solve(ProbabilityFlow(), COSINE, predict, Z, DOWN, KEYS).x
+
+    for i, mean in enumerate(means):
+        alone = solve(jnp.broadcast_to(mean, means.shape))[i]
+        np.testing.assert_allclose(solve(means)[i], alone, atol=1e-6)
 
 
 def test_a_sample_does_not_depend_on_its_batch():

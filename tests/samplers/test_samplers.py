@@ -17,7 +17,7 @@ from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.schedules.flow import Flow
-from diffusionlab.types import DataSpec, Prediction
+from diffusionlab.types import DataSpec, Prediction, lift
 
 SAMPLERS = list(registry.table("sampler"))
 # What a sampler needs on vectors of a few entries beside its number of steps.
@@ -40,7 +40,7 @@ def denoiser(process, mean=0.0, std=1.0):
     """The exact prediction for data N(mean, std²)."""
 
     def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
+        alpha, sigma = (lift(q, z_t.ndim) for q in process.schedule.alpha_sigma(t))
         total = alpha**2 * std**2 + sigma**2
         x = (alpha * std**2 * z_t + sigma**2 * mean) / total
         return Prediction(x, sigma * (z_t - alpha * mean) / total)
