@@ -253,11 +253,19 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     return lines
 
 
-def conflicts(old: Mapping, new: Mapping) -> list[str]:
+def _completed(stored: Mapping) -> Mapping:
+    """A stored config with the defaults of options that are younger than it."""
+    try:
+        return resolve(stored)
+    except (ValueError, TypeError):
+        return stored  # what it says is not accepted any more: that is the difference
+
+
+def conflicts(stored: Mapping, new: Mapping) -> list[str]:
     """Returns the differences that one run may not have between two starts."""
     return [
         line
-        for line in differences(old, new)
+        for line in differences(_completed(stored), new)
         if not any(line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE)
     ]
 

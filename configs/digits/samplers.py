@@ -13,6 +13,13 @@ import ml_collections
 
 from configs import common
 from configs.digits import denoising
+from diffusionlab import registry
+
+# Where a sampler's usual grid is not uniform in t.
+_RHO, _LOGSNR = dict(name="rho", sigma_max=80.0), dict(name="logsnr")
+_GRIDS = dict(
+    euler=_RHO, heun=_RHO, runge_kutta_4=_RHO, restart=_RHO, euler_maruyama=_LOGSNR
+)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -21,6 +28,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evals = dict(
         samplers=dict(
             name="sampler_comparison",
+            samplers=[
+                dict(name=name, num_steps=1, grid=_GRIDS.get(name))
+                for name in registry.table("sampler")
+            ],
             num_evaluations=(4, 8, 16, 32, 64),
             num_samples=1000,
         )

@@ -32,7 +32,7 @@ _MAX_DIMENSION = 1024
 _NUM_MEASURED = 64  # examples whose evaluations are counted, of an adaptive sampler
 # The other count of a sampler whose evaluations are not all plain: without the
 # Jacobian-vector products.
-_PLAIN_COUNT = "num_network_evaluations"
+_PLAIN_COUNT = "num_predictions"
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -179,7 +179,7 @@ class SamplerComparison:
         points, refused = [], {}
         for label, sampler in _labelled(self.samplers or _registered(refused)):
             try:
-                found = list(self._budgets(label, sampler, context))
+                found = list(self._budgets(label, sampler, context, refused))
             except ValueError as error:
                 refused[label] = str(error)
                 continue
@@ -188,10 +188,8 @@ class SamplerComparison:
             points += found
         return points, refused
 
-    def _budgets(self, label, sampler, context) -> Iterator[Point]:
-        """Raises ValueError where the sampler refuses process or data."""
-        if hasattr(sampler, "check"):
-            sampler.check(context.process, context.spec)
+    def _budgets(self, label, sampler, context, refused) -> Iterator[Point]:
+        """Raises ValueError where the sampler refuses process or data altogether."""
         if sampler.num_evaluations is None:
             for tolerance in self.tolerances:
                 adaptive = dataclasses.replace(sampler, rtol=tolerance, atol=tolerance)
@@ -204,8 +202,11 @@ class SamplerComparison:
                 largest = _within(sampler, budget)
                 if largest is not None:
                     largest.times(context.process.schedule)
+                    if hasattr(largest, "check"):
+                        largest.check(context.process, context.spec)
             except ValueError as error:
                 reason = error
+                refused[f"{label} at {budget} evaluations"] = str(error)
                 continue
             if largest is not None and largest.num_evaluations not in seen:
                 count = largest.num_evaluations
@@ -284,7 +285,7 @@ def _judge(x, label, *, train, test, spec) -> dict[str, float]:
     x = np.clip(x, -1e6, 1e6)
     found = {"frechet": frechet(flat(x), flat(test["x"]))}
     if spec.num_classes:
-        agreement = samples_lib._agreement(x, label, train, test, spec)
+        agreement = samples_lib.agreement(x, label, train, test, spec)
         found["agreement"] = agreement["agreement"]
     return found
 

@@ -62,7 +62,7 @@ class Samples:
         }
         numbers = {}
         if context.spec.num_classes:
-            numbers |= _agreement(x, label, train, test, context.spec)
+            numbers |= agreement(x, label, train, test, context.spec)
             notes["agreement"] = (
                 "support vector classifier, fitted on the training examples; "
                 "agreement_real is its accuracy on held-out examples"
@@ -117,8 +117,14 @@ def _names(spec: types.DataSpec) -> tuple[str, ...]:
     return spec.class_names or tuple(str(c) for c in range(spec.num_classes))
 
 
-def _agreement(x, label, train, test, spec) -> dict[str, float]:
-    """What a classifier of real data says of samples and of held-out data."""
+def agreement(x, label, train, test, spec) -> dict[str, float]:
+    """Returns what a classifier of real data says of samples and held-out data.
+
+    Args:
+      x, label: samples, and the classes they were asked to be.
+      train, test: arrays 'x' and 'label' of the data.
+      spec: of the data.
+    """
     from sklearn.svm import SVC
 
     # C = 10 with the width that scikit-learn derives from the variance reaches 99 % in
