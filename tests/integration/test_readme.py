@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from diffusionlab import registry
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text()
 
@@ -63,7 +65,11 @@ def test_every_command_of_the_tour_runs(tmp_path, digits_run):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     samples = tmp_path / "runs" / "digits" / "samples"
     assert len(list(samples.glob("*/samples.png"))) == 2
-    assert (tmp_path / "runs" / "guided" / "samples.npz").exists()
+    for folder in ("guided", "heun", "various", "autoguided"):
+        assert (tmp_path / "runs" / folder / "samples.npz").exists()
+    evals = {path.name for path in (tmp_path / "runs" / "digits" / "evals").iterdir()}
+    for stem in ("inversion", "inpainting", "to_three", "samplers_frechet"):
+        assert any(stem in name and name.endswith(".png") for name in evals), stem
 
 
 def test_the_sampler_of_the_readme_works(tmp_path, program):
@@ -91,6 +97,13 @@ def test_the_sampler_of_the_readme_works(tmp_path, program):
 )
 def test_files_that_the_readme_names_exist(path):
     assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("kind", ["sampler", "grid", "guidance"])
+def test_the_readme_names_everything_registered(kind):
+    section = TEXT.split("## Samplers\n")[1].split("## Read it\n")[0]
+    missing = [n for n in registry.table(kind) if f"`{n}`" not in section]
+    assert not missing
 
 
 @pytest.mark.slow
