@@ -88,7 +88,9 @@ class Process(Protocol):
     schedule: Schedule
     sigma_data: float
 
-    def prior_from(self, keys: Array, shape: tuple[int, ...]) -> Array: ...
+    def prior_from(
+        self, keys: Array, shape: tuple[int, ...], t: float = 1.0
+    ) -> Array: ...
     def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]: ...
     def mix(self, x: Array, eps: Array, t: Array) -> Array: ...
     def network_input(self, z_t: Array, t: Array) -> Array: ...
@@ -181,7 +183,7 @@ class Sampler(Protocol):
     samplers answer alike is in `samplers/base.py`: times, init, final, one_per_step.
 
     Attributes:
-      num_steps: steps from t = 1 to 0.
+      num_steps: steps from noise to t = 0.
       grid: where the stops are; None is uniform in t.
       num_evaluations: network evaluations of one sample, a Jacobian-vector product
         being one more; None where it follows from the data.

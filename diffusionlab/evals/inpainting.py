@@ -91,9 +91,7 @@ def reconstructing(sampler, process: types.Process, weight: float):
         plain = lambda z, t: predict(z, t, cond)  # noqa: E731
         guided = inverse.reconstruction(process, plain, x, known, weight)
         keys = keys_lib.sample_keys(0, index)
-        z = process.prior_from(base.fold(keys, 0), x.shape[1:])
-        times = sampler.times(process.schedule)
-        return sampler.final(base.solve(sampler, process, guided, z, times, keys))
+        return base.sample(sampler, process, guided, keys, x.shape[1:])
 
     return run
 

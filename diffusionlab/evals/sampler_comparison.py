@@ -297,8 +297,8 @@ def _counting(sampler, process, shape, labelled: bool):
     def run(predict, index, label):
         keys = keys_lib.sample_keys(0, index)
         cond = {"label": label} if labelled else {}
-        z = process.prior_from(base.fold(keys, 0), shape)
         times = sampler.times(process.schedule)
+        z = process.prior_from(base.fold(keys, 0), shape, times[0])
         plain = lambda z, t: predict(z, t, cond)  # noqa: E731
         state = base.solve(sampler, process, plain, z, times, keys)
         return jax.numpy.broadcast_to(state.evaluations, index.shape)

@@ -197,15 +197,15 @@ class Gaussian:
     def _lifted(self, t: Array, ndim: int) -> Scales:
         return Scales(*(lift(q, ndim) for q in self.scales(t)[:4]), self.sigma_data)
 
-    def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Returns z_1 as if the data were N(0, sigma_data²)."""
-        alpha, sigma = self.schedule.alpha_sigma(jnp.float32(1.0))
+    def prior(self, key: Array, shape: tuple[int, ...], t: float = 1.0) -> Array:
+        """Returns z_t, near noise, as if the data were N(0, sigma_data²)."""
+        alpha, sigma = self.schedule.alpha_sigma(jnp.float32(t))
         std = jnp.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
         return std * jax.random.normal(key, shape, jnp.float32)
 
-    def prior_from(self, keys: Array, shape: tuple[int, ...]) -> Array:
-        """Returns z_1 `[B, *shape]`: example i depends on `keys[i]` alone."""
-        return jax.vmap(lambda key: self.prior(key, shape))(keys)
+    def prior_from(self, keys: Array, shape: tuple[int, ...], t: float = 1.0) -> Array:
+        """Returns z_t `[B, *shape]`: example i depends on `keys[i]` alone."""
+        return jax.vmap(lambda key: self.prior(key, shape, t))(keys)
 
     def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]:
         """Returns (z_t, eps) of equation 1, both shaped as `x`."""

@@ -1,8 +1,8 @@
 """The one loop over sampling steps, and what samplers share.
 
-A sampler walks its times t_0 = 1, noise, to t_N = 0, data. Whatever it does in between,
-its last step goes straight to clean data: with rho = sigma / alpha, every deterministic
-step is a discretisation of
+A sampler walks its times from noise, t_0 = 1 or near it, to data, t_N = 0. Whatever it
+does in between, its last step goes straight to clean data: with rho = sigma / alpha,
+every deterministic step is a discretisation of
 
     d(z / alpha) / d rho = eps_hat,   z_s ~ alpha_s x_hat + sigma_s eps_hat         (1)
 
@@ -134,11 +134,11 @@ def sample(
 
     Args:
       sampler: says its times, steps through them and reads the result.
-      process: draws z_1 and knows the schedule.
+      process: draws the first latent and knows the schedule.
       predict: `(z_t, t) -> Prediction`, with t a float32 scalar.
       keys: `[B]` typed keys, one per sample.
       shape: of one sample.
     """
-    z = process.prior_from(fold(keys, 0), shape)
     sampler_times = sampler.times(process.schedule)
+    z = process.prior_from(fold(keys, 0), shape, sampler_times[0])
     return sampler.final(solve(sampler, process, predict, z, sampler_times, keys))

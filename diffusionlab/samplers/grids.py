@@ -1,4 +1,4 @@
-"""Where a sampler stops between noise, t = 1, and data, t = 0.
+"""Where a sampler stops between noise and data, t = 0.
 
 With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
 
@@ -11,7 +11,8 @@ With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
     custom     a list of times
 
 Equal steps in logsnr stop at `logsnr_max`, where the last step leaves for t = 0, as (2)
-does at `low`: a schedule whose own end is much cleaner would spend them there.
+does at `low`: a schedule whose own end is much cleaner would spend them there. All of
+them start at t = 1 but (2), which starts at the level `high`.
 
 Source: Song, Meng and Ermon 2021 (arXiv 2010.02502), appendix D.2, for (1); Karras et
 al. 2022 (arXiv 2206.00364), equation 5, for (2); Lu et al. 2022 (arXiv 2206.00927) for
@@ -31,7 +32,7 @@ from diffusionlab.types import Array, Schedule
 
 
 class Grid(Protocol):
-    """(schedule, num_steps) -> times `[num_steps + 1]`, strictly from 1 down to 0."""
+    """(schedule, num_steps) -> times `[num_steps + 1]`, falling from noise to 0."""
 
     def __call__(self, schedule: Schedule, num_steps: int) -> Array: ...
 
@@ -70,9 +71,8 @@ class Quadratic:
 
 
 def _to_zero(inner: Array) -> Array:
-    """Starts at t = 1 exactly and appends t = 0 to times `[num_steps]`."""
-    inner = jnp.clip(inner, 0.0, 1.0).at[0].set(1.0)
-    return jnp.append(inner, 0.0)
+    """Appends t = 0 to times `[num_steps]`."""
+    return jnp.append(jnp.clip(inner, 0.0, 1.0), 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ class Logsnr:
                 f"{float(end):.4g} of the schedule, got {self.logsnr_max}."
             )
         u = _u(num_steps - 1)
-        return _to_zero(schedule.inverse(first * u + self.logsnr_max * (1.0 - u)))
+        inner = schedule.inverse(first * u + self.logsnr_max * (1.0 - u))
+        return _to_zero(inner.at[0].set(1.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ class Rho:
 
     Attributes:
       sigma_min, sigma_max: the last and the first noise level sigma / alpha; a level
-        beyond the schedule's end is that end. The first stop is always t = 1.
+        beyond the schedule's end is that end. Sampling starts at sigma_max, as if the
+        data were gaussian there: the mean of the data is a fraction 1 / sigma_max.
       rho: larger spends more steps on little noise.
 
     Raises:
@@ -130,20 +132,24 @@ class Rho:
         ends = (schedule.logsnr(jnp.float32(t)) for t in (0.0, 1.0))
         cleanest, noisiest = (math.exp(-0.5 * float(logsnr)) for logsnr in ends)
         low = max(self.sigma_min, cleanest) ** (1 / self.rho)
+        whole = self.sigma_max >= noisiest
         high = min(self.sigma_max, noisiest) ** (1 / self.rho)
         if not low < high:
             raise ValueError(
                 f"grid.sigma_min: the levels {self.sigma_min} to {self.sigma_max} lie "
                 f"outside those of the schedule, {cleanest:.4g} to {noisiest:.4g}."
             )
-        if num_steps == 1:
-            return jnp.array([1.0, 0.0])
-        root = low + _u(num_steps - 1) * (high - low)
-        inner = schedule.inverse(-2.0 * self.rho * jnp.log(root))
+
+        def stops(number: int) -> Array:
+            u = _u(number - 1) if number > 1 else np.ones(1, np.float32)
+            root = low + u * (high - low)
+            t = schedule.inverse(-2.0 * self.rho * jnp.log(root))
+            return t.at[0].set(1.0) if whole else t
+
+        inner = stops(num_steps)
         # Where the schedule ends at low already, the last level would be t = 0 twice.
         if float(inner[-1]) <= 0.0:
-            root = low + _u(num_steps) * (high - low)
-            inner = schedule.inverse(-2.0 * self.rho * jnp.log(root))[:-1]
+            inner = stops(num_steps + 1)[:-1]
         return _to_zero(inner)
 
 

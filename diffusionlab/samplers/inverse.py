@@ -145,7 +145,7 @@ def replacement(
             state = jax.lax.fori_loop(1, number, again, state)
         return state, None
 
-    z = put(process.prior_from(base.fold(keys, 0), shape), times[0], 0)
+    z = put(process.prior_from(base.fold(keys, 0), shape, times[0]), times[0], 0)
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
     state, _ = jax.lax.scan(body, sampler.init(z, times[0]), steps)
     return sampler.final(state)
