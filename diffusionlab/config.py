@@ -7,6 +7,7 @@ plain nested dictionary in which every default is stated, and which survives JSO
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -253,19 +254,23 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     return lines
 
 
-def _completed(stored: Mapping) -> Mapping:
-    """A stored config with the defaults of options that are younger than it."""
-    try:
-        return resolve(stored)
-    except (ValueError, TypeError):
-        return stored  # what it says is not accepted any more: that is the difference
+def completed(stored: Mapping) -> dict[str, Any]:
+    """Returns a stored config with the defaults of options that are younger than it.
+
+    A block of which something is not accepted any more stays as it is.
+    """
+    done = dict(stored)
+    for key in set(BLOCKS[1:]) & set(stored):
+        with contextlib.suppress(ValueError, TypeError):  # that is then the difference
+            done[key] = json.loads(json.dumps(_resolve_block(key, stored[key])))
+    return done
 
 
 def conflicts(stored: Mapping, new: Mapping) -> list[str]:
     """Returns the differences that one run may not have between two starts."""
     return [
         line
-        for line in differences(_completed(stored), new)
+        for line in differences(completed(stored), new)
         if not any(line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE)
     ]
 

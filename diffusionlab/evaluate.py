@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusionlab import config as config_lib
 from diffusionlab import inference, multihost, pictures, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
 from diffusionlab.experiment import Experiment
@@ -36,7 +37,11 @@ class Evaluation:
         self._compute = inference.make_compute(experiment, mesh)
 
     def run(
-        self, params: Mapping[str, Any], step: int, labels, variant: str = ""
+        self,
+        params: Mapping[str, Any],
+        step: int,
+        labels,
+        variants: Mapping[str, str] | None = None,
     ) -> dict[str, float]:
         """Runs the evaluators named by `labels` and writes evals/*.json.
 
@@ -44,17 +49,20 @@ class Evaluation:
           params: by role.
           step: of the parameters.
           labels: names in `config.evals`.
-          variant: of the parameters, part of the file names, where they are not the
-            average that the run itself evaluates.
+          variants: by label, the start of a file name where the result is another
+            than that of the run itself.
 
         Returns:
           'eval/<label>/<name>' -> number.
         """
-        found = {}
+        found, variants = {}, variants or {}
         for label in labels:
             result = self._experiment.evals[label](self._context(params, step))
+            references = self._experiment.references
+            steps = inference.reference_steps(self._experiment)
+            steps = {r.path: s for r, s in zip(references, steps, strict=True) if r}
             if multihost.is_main():
-                self._write(f"{variant}{label}", step, result)
+                self._write(label, variants.get(label, ""), step, steps, result)
             found |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
         return found
 
@@ -109,18 +117,22 @@ class Evaluation:
             sampler=experiment.sampler,
         )
 
-    def _write(self, label: str, step: int, result: EvalResult) -> None:
+    def _write(
+        self, label: str, variant: str, step: int, reference_steps, result: EvalResult
+    ) -> None:
         folder = self._folder / "evals"
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"step_{step:08d}_{label}"
+        stem = f"step_{step:08d}_{variant}{label}"
         names = []
         for name, picture in result.pictures.items():
             pictures.save_png(folder / f"{stem}_{name}.png", picture)
             names.append(f"evals/{stem}_{name}.png")
         record = {
             "step": step,
-            "evaluator": label,
+            "evaluator": f"{variant}{label}",
+            "settings": self._experiment.config["evals"][label],
             **inference.sampler_record(self._experiment),
+            "reference_steps": reference_steps,
             "numbers": result.numbers,
             "notes": result.notes,
             "pictures": names,
@@ -170,12 +182,16 @@ def evaluate(
     checkpoints = Checkpoints(folder)
     evaluation = Evaluation(experiment, mesh, folder)
     variant = "" if ema == inference.default_ema(experiment) else f"ema-{ema}_"
-    own = workdir.read_config(folder)
-    if any(own[k] != v for k, v in inference.sampler_record(experiment).items()):
+    own = config_lib.completed(workdir.read_config(folder))
+    record = inference.sampler_record(experiment)
+    if any(own.get(k) != v for k, v in record.items()):
         # Another sampler than the run's own: its results lie beside, not in the place
         # of, those of the run.
-        text = json.dumps(inference.sampler_record(experiment), sort_keys=True)
-        variant += f"sampler-{zlib.crc32(text.encode()):08x}_"
+        variant += f"sampler-{_short(record)}_"
+    variants = {
+        label: variant + _changed(folder, variant, label, block, own)
+        for label, block in experiment.config["evals"].items()
+    }
 
     def agreed(number: int) -> int:
         """What process 0 sees: the run may save between the looks of two."""
@@ -184,7 +200,7 @@ def evaluate(
 
     def one(chosen):
         params = inference.restore(experiment, checkpoints, chosen, ema, mesh)
-        numbers = evaluation.run(params, chosen, experiment.evals, variant)
+        numbers = evaluation.run(params, chosen, experiment.evals, variants)
         if multihost.is_main():
             print(f"step {chosen}, ema {ema}:\n{table(numbers)}", flush=True)
 
@@ -206,6 +222,30 @@ def evaluate(
             # The run keeps only so many, and went on while we evaluated others.
             print(f"step {chosen}: its checkpoint was removed meanwhile", flush=True)
         done.add(chosen)
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    """A short name of JSON."""
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def _changed(folder, variant, label, block, own) -> str:
+    """Part of a file name that tells other settings of an evaluator from the first.
+
+    Those are the ones of the run's own config; where it does not have the evaluator,
+    they are those of the first result of this name.
+    """
+    first = own.get("evals", {}).get(label)
+    for path in sorted((folder / "evals").glob(f"step_*_{variant}{label}.json")):
+        if first is not None:
+            break
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["evaluator"] == f"{variant}{label}":
+            first = found.get("settings")
+    what, theirs = (
+        {k: v for k, v in (b or {}).items() if k != "every"} for b in (block, first)
+    )
+    return "" if first is None or what == theirs else f"settings-{_short(what)}_"
 
 
 def chosen_step(checkpoints: Checkpoints, step: int | None) -> int:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffusionlab import registry, settings, workdir
+from diffusionlab import averages, registry, settings, workdir
 from diffusionlab.guidance import base as guidance
 from diffusionlab.models import network
 from diffusionlab.types import DataSpec, Network, Objective, Process, Sampler, Source
@@ -22,6 +22,7 @@ class Reference(NamedTuple):
       step: of the checkpoint; None is the newest.
       ema: name of the average; '' is the default of that run.
       asks: the function of its objective that the transform calls.
+      path: of the transform in the config, for messages.
     """
 
     experiment: Experiment
@@ -29,6 +30,7 @@ class Reference(NamedTuple):
     step: int | None
     ema: str
     asks: str
+    path: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -230,13 +232,9 @@ def _reference(experiment: Experiment, transform: Any, path: str) -> Reference:
             f"{path}.step: no checkpoint of step {transform.step} in '{folder}'; there "
             f"are: {steps}."
         )
-    averages = ["", "none", *other.ema]
-    if transform.ema not in averages and not transform.ema.startswith("sigma_rel="):
-        raise ValueError(
-            f"{path}.ema: no average '{transform.ema}' in '{folder}'; there are: "
-            f"{', '.join(averages[1:])}; or sigma_rel=WIDTH."
-        )
-    return Reference(other, folder, transform.step, transform.ema, transform.asks)
+    if transform.ema:
+        averages.check(other.ema, transform.ema, f"{path}.ema")
+    return Reference(other, folder, transform.step, transform.ema, transform.asks, path)
 
 
 _OBJECTIVES_WITH = {"predict": "denoising", "log_probs": "noisy_classification"}
@@ -275,11 +273,7 @@ def _check(experiment: Experiment) -> None:
             f"config.data.batch_size ({batch})."
         )
     for name, evaluator in experiment.evals.items():
-        if hasattr(evaluator, "check"):
-            try:
-                evaluator.check(experiment.train_source)
-            except ValueError as error:
-                raise ValueError(f"config.evals.{name}.{error}") from None
+        _check_evaluator(experiment, evaluator, f"config.evals.{name}")
     _check_guidance(experiment)
     check_sampler(experiment.sampler, experiment, "config.sampler")
     axes = [
@@ -297,6 +291,34 @@ def _check(experiment: Experiment) -> None:
             )
 
 
+def _check_evaluator(experiment: Experiment, evaluator: Any, path: str) -> None:
+    for sampler in _samplers(evaluator, path):
+        check_sampler(sampler, experiment, f"{path}.sampler")
+    try:
+        if hasattr(evaluator, "check"):
+            evaluator.check(experiment.train_source)
+        if hasattr(evaluator, "check_process"):
+            evaluator.check_process(experiment.process)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from None
+    if getattr(evaluator, "needs_null_label", False):
+        _check_null_label(experiment, path)
+
+
+def _samplers(evaluator: Any, path: str) -> list[Sampler]:
+    """Returns what an evaluator runs its own sampler as: at each of its `num_steps`."""
+    sampler = getattr(evaluator, "sampler", None)
+    if sampler is None:
+        return []
+    counts = getattr(evaluator, "num_steps", None)
+    if not isinstance(counts, tuple):
+        return [sampler]
+    try:
+        return [dataclasses.replace(sampler, num_steps=count) for count in counts]
+    except ValueError as error:
+        raise ValueError(f"{path}.num_steps: of the sampler, {error}") from None
+
+
 def check_sampler(sampler: Sampler, experiment: Experiment, path: str) -> None:
     """Raises ValueError where a sampler cannot work for this process and these data.
 
@@ -308,6 +330,34 @@ def check_sampler(sampler: Sampler, experiment: Experiment, path: str) -> None:
             sampler.check(experiment.process, experiment.spec)
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from None
+    check_noise(sampler, experiment, path)
+
+
+def check_noise(sampler: Sampler, experiment: Experiment, path: str) -> None:
+    """Raises ValueError for an adaptive sampler under guidance with noise of its own.
+
+    Its error control compares answers at neighbouring times, and would find noise.
+    """
+    noisy = any(
+        getattr(guide, "corrupts_labels", False) and not getattr(guide, "off", False)
+        for guide in experiment.guide
+    )
+    if noisy and getattr(sampler, "num_evaluations", 1) is None:
+        raise ValueError(
+            "config.guidance.cads: draws fresh noise at every time, and "
+            f"{path} chooses its steps by comparing neighbouring times; take a sampler "
+            "with a number of steps, or noise_scale=0."
+        )
+
+
+def _check_null_label(experiment: Experiment, path: str) -> None:
+    if not experiment.spec.num_classes:
+        return
+    if not getattr(experiment.objective, "label_dropout", 1.0):
+        raise ValueError(
+            f"{path}: needs a prediction without a label, which "
+            "config.objective.label_dropout=0 never trains."
+        )
 
 
 def _check_guidance(experiment: Experiment) -> None:
@@ -317,12 +367,8 @@ def _check_guidance(experiment: Experiment) -> None:
         )
     except ValueError as error:
         raise ValueError(f"config.guidance: {error}") from None
-    needs = any(getattr(guide, "needs_null_label", False) for guide in experiment.guide)
-    if needs and not getattr(experiment.objective, "label_dropout", 1.0):
-        raise ValueError(
-            "config.guidance: needs a prediction without a label, which "
-            "config.objective.label_dropout=0 never trains."
-        )
+    if any(getattr(guide, "needs_null_label", False) for guide in experiment.guide):
+        _check_null_label(experiment, "config.guidance")
     if experiment.logging.samples_every and not hasattr(
         experiment.objective, "predict"
     ):

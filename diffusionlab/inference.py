@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusionlab import ema, keys, multihost, sharding
+from diffusionlab import averages, ema, keys, multihost, sharding
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
-from diffusionlab.experiment import Experiment, Reference
+from diffusionlab.experiment import Experiment, Reference, check_noise
 from diffusionlab.guidance import base as guidance
 from diffusionlab.samplers import base
 from diffusionlab.state import TrainState
 from diffusionlab.types import Inputs, Params, Prediction, Sampler
 
-RAW = "none"
+RAW = averages.RAW
 REFERENCES = "guidance"
 """Beside the roles in `params`: the parameters of other runs, one entry a transform."""
 
@@ -36,19 +36,7 @@ def check_ema(experiment: Experiment, name: str) -> None:
     Raises:
       ValueError: there is no such average; lists those there are.
     """
-    if name == RAW or name in experiment.ema:
-        return
-    if name.startswith("sigma_rel="):
-        _width(name)
-        if any(isinstance(e, ema.Power) for e in experiment.ema.values()):
-            return
-        raise ValueError(
-            f"--ema={name}: reconstruction needs a 'power' average in config.ema."
-        )
-    raise ValueError(
-        f"--ema: no average '{name}'; there are: {', '.join([*experiment.ema, RAW])}; "
-        "or sigma_rel=WIDTH."
-    )
+    averages.check(experiment.ema, name, "--ema")
 
 
 def of_state(experiment: Experiment, state: TrainState, name: str) -> dict[str, Params]:
@@ -78,36 +66,35 @@ def of_references(experiment: Experiment, mesh) -> dict[str, tuple]:
       `{REFERENCES: ...}` with parameters by role for each transform, `{}` for one that
       uses no other run.
     """
-    timeout = experiment.checkpoint.barrier_timeout
-    parts = (_of_reference(r, mesh, timeout) for r in experiment.references)
+    steps = reference_steps(experiment)
+    parts = map(_of_reference, experiment.references, steps, [mesh] * len(steps))
     return {REFERENCES: tuple(parts)}
 
 
-def _of_reference(reference: Reference | None, mesh, timeout) -> dict[str, Params]:
+@functools.lru_cache(maxsize=1)
+def reference_steps(experiment: Experiment) -> tuple[int | None, ...]:
+    """Returns for each transform the step at which it uses another run, or None.
+
+    It is chosen once per experiment: the other run may go on meanwhile.
+    """
+    timeout, steps = experiment.checkpoint.barrier_timeout, []
+    for reference in experiment.references:
+        step = reference and reference.step
+        if reference and step is None:
+            # The other run may save between the looks of two processes.
+            newest = Checkpoints(reference.folder).steps()[-1]
+            step = multihost.all_of("which reference", newest, timeout)[0]
+        steps.append(step)
+    return tuple(steps)
+
+
+def _of_reference(reference: Reference | None, step, mesh) -> dict[str, Params]:
     if reference is None:
         return {}
     built, checkpoints = reference.experiment, Checkpoints(reference.folder)
-    step = reference.step
-    if step is None:
-        # The other run may save between the looks of two processes.
-        step = multihost.all_of("which reference", checkpoints.steps()[-1], timeout)[0]
     name, roles = reference.ema or default_ema(built), built.objective.samples_from
-    return _restore_roles(built, checkpoints, step, name, mesh, roles)
-
-
-def _width(name: str) -> float:
-    """'sigma_rel=0.1' -> 0.1."""
-    try:
-        width = float(name.partition("=")[2])
-    except ValueError:
-        raise ValueError(
-            f"--ema: expected sigma_rel=WIDTH with a number, got '{name}'."
-        ) from None
-    try:
-        ema.gamma_of(width)
-    except ValueError as error:
-        raise ValueError(f"--ema: {error}") from None
-    return width
+    path = f"{reference.path}.ema"
+    return _restore_roles(built, checkpoints, step, name, mesh, roles, path)
 
 
 def _updates(experiment: Experiment, role: str, steps: Sequence[int]) -> dict[int, int]:
@@ -147,9 +134,9 @@ def restore(
     return found
 
 
-def _restore_roles(experiment, checkpoints, step, name, mesh, roles):
+def _restore_roles(experiment, checkpoints, step, name, mesh, roles, path="--ema"):
     abstract = state_lib.abstract(experiment, mesh)
-    if not name.startswith("sigma_rel="):
+    if not averages.is_reconstructed(name):
         return _restore_one(checkpoints, step, abstract, roles, name)
     found = {}
     for role in roles:
@@ -159,7 +146,11 @@ def _restore_roles(experiment, checkpoints, step, name, mesh, roles):
             if isinstance(e, ema.Power) and role in abstract.ema[n]
         }
         if powers:
-            terms = _terms(experiment, checkpoints, step, role, powers, _width(name))
+            width = averages.width(name, path)
+            try:
+                terms = _terms(experiment, checkpoints, step, role, powers, width)
+            except ValueError as error:
+                raise ValueError(f"{path}: role '{role}', {error}") from None
         else:
             terms = [(step, RAW, 1.0)]
         for at, average, coefficient in terms:
@@ -178,12 +169,9 @@ def _terms(experiment, checkpoints, step, role, powers, width):
     # Where a role did not train in between, two checkpoints hold the same averages.
     latest = {updates[s]: s for s in steps if updates[s]}
     stored = [(count, n) for count in latest for n in powers]
-    try:
-        coefficients = ema.reconstruction(
-            [(count, powers[n]) for count, n in stored], updates[step], width
-        )
-    except ValueError as error:
-        raise ValueError(f"--ema: role '{role}', {error}") from None
+    coefficients = ema.reconstruction(
+        [(count, powers[n]) for count, n in stored], updates[step], width
+    )
     return [
         (latest[count], n, coefficient)
         for (count, n), coefficient in zip(stored, coefficients, strict=True)
@@ -251,9 +239,13 @@ def make_draw(
     gets the whole batch `[B, ...]` as numpy. `predict` gets as cond the 'label' `[B]`
     of data with classes, and 'key' `[B]`, the key of each sample, for guidance that
     draws noise of its own.
+
+    Raises:
+      ValueError: the sampler cannot work with this guidance.
     """
     predict = make_predict(experiment)
     sampler = sampler or experiment.sampler
+    check_noise(sampler, experiment, f"the sampler {type(sampler).__name__}")
 
     def draw(params, seed, indices, labels):
         sample_keys = keys.sample_keys(seed, indices)

@@ -10,6 +10,7 @@ once, and nothing is written.
 from __future__ import annotations
 
 import argparse
+import dis
 import os
 import pathlib
 import sys
@@ -243,11 +244,14 @@ def main() -> None:
 
 def _is_message(error: BaseException) -> bool:
     """Whether an error was raised by us or a config, about what we were given."""
-    if getattr(error, "__notes__", None):  # JAX hides its own frames, and says so
-        return False
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
+    # JAX hides its own frames, and says so in a note: the last one that is left either
+    # raised the error, or called what did.
+    instruction = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]]
+    if getattr(error, "__notes__", None) and instruction != "RAISE_VARARGS":
+        return False
     raised_in = trace.tb_frame.f_globals.get("__name__", "")
     if isinstance(error, TypeError):  # elsewhere it is a mistake of ours
         return raised_in in (config_lib.__name__, registry.__name__)

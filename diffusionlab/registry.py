@@ -240,12 +240,16 @@ def _check_type(value: Any, annotation: str, path: str) -> None:
     words = _words(annotation)
     if not all(word in _TYPES or word == "None" for word in words):
         return
-    for word in words:
+    for word, part in zip(words, annotation.split("|"), strict=True):
         if word == "None" and value is None:
             return
         if word in _TYPES and isinstance(value, _TYPES[word]):
             if isinstance(value, bool) and word != "bool":
                 continue
+            if part.strip().endswith(", ...]"):
+                element = part.strip().removeprefix("tuple[").removesuffix(", ...]")
+                for i, one in enumerate(value):
+                    _check_type(one, element, f"{path}[{i}]")
             return
     raise TypeError(f"{path}: expected {annotation}, got {value!r}.")
 

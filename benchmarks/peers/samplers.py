@@ -120,8 +120,7 @@ def edm(block):
     """Ours start at 80 eps in EDM's variables, which the schedule scales."""
     return ours(
         block,
-        # Cleaner than the last level, so that a step to 0 is left after it.
-        {"name": "edm", "sigma_min": 1e-4},
+        {"name": "edm"},
         lambda process, eps: 80.0 * eps * process.schedule.alpha_sigma(1.0)[0],
         {"name": "rho"},
     )

@@ -102,6 +102,8 @@ _METHODS = {
         sampler, process, e.weight
     ),
 }
+# Replacement in fewer sub-intervals of an adaptive sampler is hardly any.
+_MIN_STOPS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,8 @@ class Inpainting:
       mask: what is hidden: left, right, top, bottom, centre or random of images, first
         or random of vectors.
       fraction: share that is hidden.
-      method: 'replacement' or 'reconstruction'.
+      method: 'replacement' or 'reconstruction'. An adaptive sampler replaces only
+        where its num_steps end, so it needs at least 8 of them.
       resample: of replacement: how often a step is made.
       weight: of reconstruction guidance.
       sampler: None is the config's.
@@ -178,6 +181,19 @@ class Inpainting:
                 f"fraction: {self.fraction} of data of shape {shape} hides "
                 f"{'everything' if hidden.all() else 'nothing'}."
             )
+        if self.sampler is not None:
+            self._check_stops(self.sampler)
+
+    def _check_stops(self, sampler: types.Sampler) -> None:
+        adaptive = sampler.num_evaluations is None
+        if self.method != "replacement" or not adaptive:
+            return
+        if sampler.num_steps < _MIN_STOPS:
+            raise ValueError(
+                f"sampler.num_steps: {type(sampler).__name__} chooses its own steps, "
+                "and the known part is put back only at the stops of num_steps: method "
+                f"'replacement' takes at least {_MIN_STOPS}, got {sampler.num_steps}."
+            )
 
     def hidden(self, shape: tuple[int, ...]) -> np.ndarray:
         """Returns a boolean array of `shape`: what is hidden."""
@@ -194,6 +210,7 @@ class Inpainting:
         many = np.repeat(x, self.num_draws, axis=0)
         index = np.arange(len(many), dtype=np.int32)
         sampler = context.sampler if self.sampler is None else self.sampler
+        self._check_stops(sampler)
         function = _METHODS[self.method](sampler, context.process, self)
         # What is hidden is not even handed over.
         given = np.where(hidden, np.float32(0), many)

@@ -19,6 +19,9 @@ from diffusionlab import pictures, types
 from diffusionlab.evals import arrays
 from diffusionlab.samplers import ddim, inverse
 
+# What a sampler is tried on while the data are not known.
+_SHAPES = ((1,), (8, 8, 1), (8, 8, 3))
+
 
 @functools.lru_cache(maxsize=32)
 def round_trip(sampler, process: types.Process):
@@ -71,9 +74,31 @@ class Inversion:
                     f"{name}: must be at least 1, got {getattr(self, name)}."
                 )
 
-    def check(self, source: types.Source) -> None:
-        """Raises ValueError for a sampler that draws noise, tried on data N(0, I)."""
-        inverse.check_deterministic(self._with(max(self.num_steps)), source.spec.shape)
+    def check_process(self, process: types.Process) -> None:
+        """Raises ValueError for a sampler that draws noise at one of `num_steps`.
+
+        It is tried on a few shapes. Where the sampler suits none of them, it is tried
+        when the evaluator runs, on that of the data.
+        """
+        suiting = [shape for shape in _SHAPES if self._suits(process, shape)]
+        if suiting:
+            self._check_deterministic(process, suiting[0])
+
+    def _suits(self, process: types.Process, shape: tuple[int, ...]) -> bool:
+        if not hasattr(self.sampler, "check"):
+            return True
+        try:
+            for steps in self.num_steps:
+                self._with(steps).check(process, types.DataSpec(shape))
+        except ValueError:
+            return False
+        return True
+
+    def _check_deterministic(self, process, shape) -> None:
+        if self.sampler is None:
+            return
+        for steps in self.num_steps:
+            inverse.check_deterministic(self._with(steps), process, shape)
 
     def _with(self, num_steps: int):
         if self.sampler is None:
@@ -81,7 +106,7 @@ class Inversion:
         return dataclasses.replace(self.sampler, num_steps=num_steps)
 
     def __call__(self, context: types.EvalContext) -> types.EvalResult:
-        self.check(context.test)
+        self._check_deterministic(context.process, context.spec.shape)
         test = arrays.spread(context.test, self.num_examples)
         x = np.asarray(test["x"], np.float32)
         label = test["label"] if context.spec.num_classes else None

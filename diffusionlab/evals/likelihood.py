@@ -22,6 +22,10 @@ d theta / d lambda = -sin(theta) cos(theta) / 2 vanishes at both ends; Runge and
 method of order 4. For integers, x + u with u uniform over the distance of two levels
 bounds the probability of x from below.
 
+The flow starts at z_0 = alpha_0 x: p in (5) is the density, at x, of data with the
+noise of t = 0, x + (sigma_0 / alpha_0) eps. For gaussian data of variance c that makes
+-log p(x) larger by (D - |x|² / c) / (2 c SNR_0) nats, to first order.
+
 Source: Kingma et al. 2021, VDM (arXiv 2107.00630), equations 11 and 17 and appendix E;
 Song et al. 2021 (arXiv 2011.13456), equation 39, with Hutchinson's estimate, equation
 40; Theis, van den Oord and Bethge 2016 (arXiv 1511.01844), section 3.1, for u.
@@ -130,8 +134,9 @@ def bound(
 def flow(process: Process, num_steps: int, num_probes: int = 0, width: float = 0.0):
     """Returns `f(predict, x, label, index) -> log p(x)`, in nats.
 
-    It is `[1, B]` with the exact divergence, else `[num_probes, B]`, an unbiased
-    estimate of the trace from each probe.
+    p is the density of data with the noise of t = 0, see equation 5. The result is
+    `[1, B]` with the exact divergence, else `[num_probes, B]`, an unbiased estimate of
+    the trace from each probe.
 
     Args:
       process: of the network.
@@ -212,8 +217,9 @@ class Likelihood:
 
       bound_nats, bound_bits, bound_error: upper bound of -log p(x), its three terms in
         bits per dimension as `bound_diffusion`, `bound_prior`, `bound_reconstruction`.
-      flow_nats, flow_bits, flow_error: -log p(x) of the probability-flow ODE; where the
-        divergence is estimated, `probe_error` is the part of flow_error due to it.
+      flow_nats, flow_bits, flow_error: -log p(x) of the probability-flow ODE, where p
+        is of data with the noise of t = 0, see equation 5; where the divergence is
+        estimated, `probe_error` is the part of flow_error due to it.
 
     Attributes:
       num_examples: held-out examples, at most.
@@ -227,8 +233,9 @@ class Likelihood:
       levels: evenly spaced values from -1 to 1 that an entry of x can take: 256 for
         images of 8 bits. The numbers are then of probabilities; None: of densities.
         The bound pays for what the network says at noise far below a level.
-      logsnr_max: where the bound ends, if that is before t = 0; any end is a bound.
-        With levels, 2 log(1.5 (levels - 1)) leaves them just apart.
+      logsnr_max: where the bound ends, if that is before t = 0; any end above that
+        of t = 1 is a bound. With levels, 2 log(1.5 (levels - 1)) leaves them just
+        apart.
       conditional: on the label; else with the null label, for networks trained on it.
       every: steps between evaluations; 0 is at the end only.
     """
@@ -260,6 +267,20 @@ class Likelihood:
         if not (self.bound or self.flow):
             raise ValueError("bound, flow: at least one of the two must be True.")
 
+    @property
+    def needs_null_label(self) -> bool:
+        """Whether the network must have been trained without labels, too."""
+        return not self.conditional
+
+    def check_process(self, process: Process) -> None:
+        """Raises ValueError unless the bound ends before noise of t = 1."""
+        low, high = (float(process.schedule.logsnr(np.float32(t))) for t in (1, 0))
+        if self.logsnr_max is not None and not self.logsnr_max > low:
+            raise ValueError(
+                f"logsnr_max: must be above {low:.4g}, the schedule's at t = 1 (it has "
+                f"{high:.4g} at t = 0), got {self.logsnr_max}."
+            )
+
     def check(self, source: types.Source) -> None:
         """Raises ValueError unless the examples have the stated levels."""
         if self.levels is None:
@@ -275,6 +296,7 @@ class Likelihood:
 
     def __call__(self, context: types.EvalContext) -> types.EvalResult:
         self.check(context.test)
+        self.check_process(context.process)
         test = arrays.spread(context.test, self.num_examples)
         x, label = np.asarray(test["x"], np.float32), None
         if context.spec.num_classes:
@@ -304,9 +326,12 @@ class Likelihood:
             if self.levels:
                 log_p = log_p + dimension * math.log(width)
             numbers |= _summary("flow", -log_p.mean(0), bits)
-            notes["flow"] = "exact divergence"
-            if probes:
-                notes["flow"] = f"divergence from {probes} probes per example"
+            logsnr = float(context.process.schedule.logsnr(np.float32(0)))
+            how = f"from {probes} probes per example" if probes else "exact"
+            notes["flow"] = (
+                f"divergence {how}; density of data with the noise of t = 0, "
+                f"logsnr {logsnr:.4g}"
+            )
             if probes > 1:
                 within = log_p.var(0, ddof=1).mean() / probes
                 numbers["probe_error"] = float(math.sqrt(within / len(x)) * bits)

@@ -1,4 +1,7 @@
-"""Samplers against each other: quality by the number of network evaluations.
+"""Samplers against each other: quality by the number of evaluations of `predict`.
+
+An evaluation is one call of the sampler's `predict` for a sample: guidance, such as
+classifier-free, may call the network more than once in it.
 
 The main number works for any data. With mean m and covariance C of the flattened
 samples (1) and of as many held-out examples (2), the Frechet distance of gaussians is
@@ -53,7 +56,7 @@ class Point(NamedTuple):
     Attributes:
       label: of the sampler.
       sampler: with its steps.
-      count: network evaluations; None if they have to be measured.
+      count: evaluations; None if they have to be measured.
       plain: the same without Jacobian-vector products; equal where there are none.
     """
 
@@ -76,7 +79,8 @@ class SamplerComparison:
     At a budget a sampler makes the most steps that need no more evaluations; equal
     counts are drawn once. One that counts Jacobian-vector products has a second curve
     without them. An adaptive one is run at each of `tolerances`, at its measured mean
-    count. One that cannot work here is in the notes with its reason.
+    count, with ` (<tolerance>)` after it where another has the same. One that cannot
+    work here is in the notes with its reason.
 
     Attributes:
       samplers: blocks; empty is every registered one with its defaults.
@@ -87,8 +91,8 @@ class SamplerComparison:
     """
 
     samplers: tuple = ()
-    num_evaluations: tuple = (4, 8, 16, 32, 64)
-    tolerances: tuple = (1e-1, 1e-2, 1e-3, 1e-4)
+    num_evaluations: tuple[int, ...] = (4, 8, 16, 32, 64)
+    tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
     num_samples: int = 1000
     every: int = 0
 
@@ -122,7 +126,7 @@ class SamplerComparison:
         judge = functools.partial(_judge, train=train, test=test, spec=context.spec)
         real = judge(train["x"], train.get("label"))
         numbers = {f"real/{name}": value for name, value in real.items()}
-        curves: dict[str, dict[int, dict[str, float]]] = {}
+        curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
         start = time.monotonic()
         for done, point in enumerate(points):
             if done:
@@ -136,17 +140,25 @@ class SamplerComparison:
                 f"{budget}; {ending}",
                 flush=True,
             )
-            x, label = context.draw(self.num_samples, point.sampler)
+            try:
+                x, label = context.draw(self.num_samples, point.sampler)
+            except ValueError as error:
+                # Guidance may not suit an adaptive sampler.
+                if point.count is not None or not str(error).startswith("config."):
+                    raise
+                refused[point.label] = str(error)
+                continue
             found = judge(np.asarray(x), np.asarray(label))
             count = point.count or _measured(context, point.sampler)
-            curves.setdefault(point.label, {})[count] = found
+            lines = [(point.label, count)]
             if point.plain not in (None, point.count):
-                name = f"{point.label} (Jacobian products free)"
-                curves.setdefault(name, {})[point.plain] = found
-        for name, by_count in curves.items():
-            for count, found in by_count.items():
-                for metric, value in found.items():
-                    numbers[f"{name}/{count}/{metric}"] = value
+                lines.append((f"{point.label} (Jacobian products free)", point.plain))
+            for name, count in lines:
+                key = f"{name}/{count}"
+                if any(count == other for other, _ in curves.get(name, ())):
+                    key += f" ({point.sampler.rtol:g})"
+                curves.setdefault(name, []).append((count, found))
+                numbers |= {f"{key}/{metric}": v for metric, v in found.items()}
         notes = {
             "data": f"{self.num_samples} samples each, {len(test['x'])} held-out "
             "examples, as many training examples",
@@ -163,12 +175,13 @@ class SamplerComparison:
                 1 - found[m] if m == "agreement" else found[m]
             )
             lines = []
-            for label, by_count in curves.items():
-                counts = sorted(by_count)
-                lines.append((label, counts, [value(by_count[c]) for c in counts]))
+            for label, points in curves.items():
+                points = sorted(points, key=lambda point: point[0])
+                counts = [count for count, _ in points]
+                lines.append((label, counts, [value(found) for _, found in points]))
             shown[metric] = pictures.curves(
                 lines,
-                x_title="network evaluations per sample",
+                x_title="evaluations of predict per sample",
                 y_title=title,
                 level=("real data", value({metric: reference})),
             )

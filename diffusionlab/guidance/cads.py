@@ -83,7 +83,10 @@ class Cads:
     """Equations 1 to 4 on the label of a network that embeds it by `layers.Embedding`.
 
     The noise of an example is a function of its key, `cond['key']`, and of t: fresh at
-    every time, and the same where a sampler returns to one. No network evaluations.
+    every time, and the same where a sampler returns to one. So a method with several
+    evaluations per step sees fresh noise at each of them, and no adaptive one can
+    control its error: config.sampler must say its number of steps. No network
+    evaluations.
 
     Attributes:
       noise_scale: s; 0 returns `predict` itself.
@@ -100,6 +103,11 @@ class Cads:
     rescale: float = 1.0
 
     corrupts_labels = True
+
+    @property
+    def off(self) -> bool:
+        """Whether it returns `predict` itself."""
+        return not self.noise_scale
 
     def __post_init__(self):
         if self.noise_scale < 0:
@@ -125,7 +133,7 @@ class Cads:
         Raises:
           ValueError: the data have no classes; when traced, cond has no 'key'.
         """
-        if not self.noise_scale:
+        if self.off:
             return predict
         if not spec.num_classes:
             raise ValueError(

@@ -93,8 +93,9 @@ class Classifier:
       reference: run directory of the classifier.
       ema: its average by name, 'none', or 'sigma_rel=WIDTH'; '' is its default.
       step: its checkpoint; None is the newest.
-      classifier_scale: s; 0 returns `predict` itself, and reads nothing.
-      unconditional: `predict` is asked without its label, the classifier with it.
+      classifier_scale: s; 0 is `predict` without a gradient, and reads nothing.
+      unconditional: `predict` is asked without its label, the classifier with it; at
+        a scale of 0, too.
       logsnr_min, logsnr_max: ends of the interval; None is open. An empty interval is
         a scale of 0.
     """
@@ -111,14 +112,14 @@ class Classifier:
 
     @property
     def off(self) -> bool:
-        """Whether it returns `predict` itself."""
+        """Whether it needs no classifier."""
         empty = base.is_empty(self.logsnr_min, self.logsnr_max)
         return self.classifier_scale == 0.0 or empty
 
     @property
     def needs_null_label(self) -> bool:
         """Whether the network must have been trained without labels, too."""
-        return self.unconditional and not self.off
+        return self.unconditional
 
     def __call__(
         self,
@@ -138,18 +139,18 @@ class Classifier:
         Raises:
           ValueError: the scale is not 0 and the data have no classes.
         """
-        if self.off:
-            return predict
-        if not spec.num_classes:
+        if not self.off and not spec.num_classes:
             raise ValueError(
                 f"classifier_scale: {self.classifier_scale} needs labels, and the "
                 "data have no classes; use 0."
             )
 
-        def plain(z_t: Array, t: Array, cond: Cond) -> Prediction:
-            if self.unconditional:
-                cond = base.with_null_label(cond, spec)
-            return predict(z_t, t, cond)
+        def without_label(z_t: Array, t: Array, cond: Cond) -> Prediction:
+            return predict(z_t, t, base.with_null_label(cond, spec))
+
+        plain = without_label if self.unconditional and spec.num_classes else predict
+        if self.off:
+            return plain
 
         def both(z_t: Array, t: Array, cond: Cond) -> tuple[Prediction, Prediction]:
             label = cond["label"]

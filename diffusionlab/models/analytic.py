@@ -70,11 +70,6 @@ def denoise(
 
 def _answer(module, z, cond, weights, means, variances, bases=None) -> Array:
     """Returns the raw output `[B, ...]` of a module for components in numpy."""
-    if jnp.dtype(module.dtype) != jnp.float32:
-        raise ValueError(
-            "config.precision.compute: the exact denoisers need float32, got "
-            f"{module.dtype}."
-        )
     start = {
         "log_weights": np.log(weights),
         "means": means,
@@ -106,17 +101,24 @@ def _answer(module, z, cond, weights, means, variances, bases=None) -> Array:
     return process.target(x.reshape(z.shape), eps.reshape(z.shape), t)
 
 
+def _check_dtype(dtype: str) -> None:
+    if jnp.dtype(dtype) != jnp.float32:
+        raise ValueError(
+            f"config.precision.compute: the exact denoisers need float32, got {dtype}."
+        )
+
+
 class GaussianMixture(nn.Module):
     """The exact denoiser of a mixture of isotropic gaussians.
 
     Attributes:
       means: `[K][D]`; None takes means, std and weights of the data source `mixture`.
       std: of every component, in every direction; None with `means` None.
-      weights: `[K]`, summing to 1; None is uniform.
+      weights: `[K]`, positive, in proportion; None is uniform.
 
     Raises:
-      ValueError: the data source knows no components and `means` is None, or the
-        number of components is not the number of classes.
+      ValueError: the data source knows no components and `means` is None; means, std
+        and weights do not fit each other or the data; the precision is not float32.
     """
 
     spec: DataSpec
@@ -125,9 +127,43 @@ class GaussianMixture(nn.Module):
     source: Source
     means: tuple | None = None
     std: float | None = None
-    weights: tuple | None = None
+    weights: tuple[float, ...] | None = None
 
     PARAM_AXES = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_dtype(self.dtype)
+        self._check_means()
+
+    def _check_means(self) -> None:
+        if self.means is None:
+            for name in ("std", "weights"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: is taken from the data without means.")
+            if not hasattr(self.source, "means"):
+                raise ValueError(
+                    "means: 'gaussian_mixture' needs means and std, or the data "
+                    f"source 'mixture'; it is {type(self.source).__name__}."
+                )
+            return
+        size, classes = int(np.prod(self.spec.shape)), self.spec.num_classes
+        if not self.means or any(np.size(mean) != size for mean in self.means):
+            raise ValueError(
+                f"means: expected at least one, of {size} numbers each as the data, "
+                f"got {self.means}."
+            )
+        if self.std is None or self.std <= 0:
+            raise ValueError(f"std: must be positive with means, got {self.std}.")
+        if classes and classes != len(self.means):
+            raise ValueError(f"means: {len(self.means)} of them for {classes} classes.")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.means) or min(self.weights) <= 0:
+            raise ValueError(
+                f"weights: expected {len(self.means)} positive numbers, one for each "
+                f"of the means, got {self.weights}."
+            )
 
     @nn.compact
     def __call__(self, z: Array, cond: Cond, *, train: bool) -> Array:
@@ -137,22 +173,8 @@ class GaussianMixture(nn.Module):
 
     def _components(self) -> tuple[np.ndarray, float, np.ndarray]:
         if self.means is None:
-            if not hasattr(self.source, "means"):
-                raise ValueError(
-                    "config.networks: 'gaussian_mixture' needs means and std, or the "
-                    f"data source 'mixture'; it is {type(self.source).__name__}."
-                )
             return self.source.means, self.source.std, self.source.weights
         means = np.asarray(self.means, np.float64).reshape(len(self.means), -1)
-        if self.std is None or self.std <= 0:
-            raise ValueError(
-                f"config.networks: std: must be positive with means, got {self.std}."
-            )
-        classes = self.spec.num_classes
-        if classes and classes != len(means):
-            raise ValueError(
-                f"config.networks: means: {len(means)} of them for {classes} classes."
-            )
         share = 1 / len(means)
         weights = self.weights or (share,) * len(means)
         return means, self.std, np.asarray(weights, np.float64)
@@ -162,7 +184,8 @@ class Gaussian(nn.Module):
     """The exact denoiser of a gaussian, or of one for each class.
 
     Without `std` the gaussians are those with the mean and the covariance of the
-    training examples (10,000 of them at most): the best affine denoiser of these data.
+    training examples (10,000 of them at most, evenly spaced): the best affine denoiser
+    of these data.
 
     Attributes:
       mean, std: of every entry of x, of N(mean, std² I); std None fits the data.
@@ -170,7 +193,9 @@ class Gaussian(nn.Module):
       floor: smallest variance along a direction, where the examples have none.
 
     Raises:
-      ValueError: the data have too many dimensions to fit a covariance to.
+      ValueError: the data have too many dimensions to fit a covariance to, `std` is
+        not positive, or the precision is not float32; when traced, no example is of
+        some class.
     """
 
     spec: DataSpec
@@ -184,6 +209,20 @@ class Gaussian(nn.Module):
 
     PARAM_AXES = ()
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_dtype(self.dtype)
+        size = int(np.prod(self.spec.shape))
+        if self.std is None and size > _MAX_DIMENSION:
+            raise ValueError(
+                "std: 'gaussian' fits a covariance to at most "
+                f"{_MAX_DIMENSION} dimensions, got {size}; give it a std."
+            )
+        if self.std is not None and self.std <= 0:
+            raise ValueError(f"std: must be positive, got {self.std}.")
+        if self.floor < 0:
+            raise ValueError(f"floor: must not be negative, got {self.floor}.")
+
     @nn.compact
     def __call__(self, z: Array, cond: Cond, *, train: bool) -> Array:
         size = int(np.prod(z.shape[1:]))
@@ -191,11 +230,6 @@ class Gaussian(nn.Module):
             mean = np.full((1, size), self.mean)
             return _answer(
                 self, z, cond, np.ones(1), mean, np.full_like(mean, self.std**2)
-            )
-        if size > _MAX_DIMENSION:
-            raise ValueError(
-                f"config.networks: 'gaussian' fits a covariance to at most "
-                f"{_MAX_DIMENSION} dimensions, got {size}; give it a std."
             )
         classes = self.spec.num_classes if self.per_class else 0
         weights, means, variances, bases = fit(self.source, classes)
@@ -208,10 +242,14 @@ def fit(source: Source, num_classes: int):
     """Returns weights `[K]`, means `[K, D]`, variances `[K, D]`, bases `[K, D, D]`.
 
     Args:
-      source: of the examples; as many of the first ones as are used.
+      source: of the examples; those used are evenly spaced, as it may be sorted.
       num_classes: K, one gaussian for each; 0 is a single one for all.
+
+    Raises:
+      ValueError: none of the examples is of some class.
     """
-    examples = [source[i] for i in range(min(len(source), _NUM_EXAMPLES))]
+    number = min(len(source), _NUM_EXAMPLES)
+    examples = [source[i * len(source) // number] for i in range(number)]
     x = np.stack([np.ravel(e["x"]) for e in examples]).astype(np.float64)
     label = (
         np.asarray([e["label"] for e in examples])
@@ -221,6 +259,11 @@ def fit(source: Source, num_classes: int):
     weights, means, variances, bases = [], [], [], []
     for k in range(max(num_classes, 1)):
         own = x[label == k]
+        if not len(own):
+            raise ValueError(
+                f"config.networks: 'gaussian' with per_class has no example of class "
+                f"{k} among {number} of the data; use per_class=False."
+            )
         values, vectors = np.linalg.eigh(np.cov(own, rowvar=False, bias=True))
         weights.append(len(own) / len(x))
         means.append(own.mean(0))

@@ -159,6 +159,13 @@ class Denoising:
                 f"weighting.sigma_data: is {told}, but the process has {known}; give "
                 "both the same number."
             )
+        chain = getattr(self.process.schedule, "num_timesteps", None)
+        drawn = getattr(self.times, "num_timesteps", chain)
+        if chain is not None and drawn != chain:
+            raise ValueError(
+                f"times.num_timesteps: is {drawn}, but the schedule's chain has "
+                f"{chain}; give both the same number."
+            )
 
     def _check_scales(self) -> None:
         shape = self.spec.shape

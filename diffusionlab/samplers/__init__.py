@@ -30,6 +30,7 @@ REGISTRY = {
         "logsnr": "diffusionlab.samplers.grids:Logsnr",
         "rho": "diffusionlab.samplers.grids:Rho",
         "shifted": "diffusionlab.samplers.grids:Shifted",
+        "discrete": "diffusionlab.samplers.grids:Discrete",
         "custom": "diffusionlab.samplers.grids:Custom",
     },
     "basis": {

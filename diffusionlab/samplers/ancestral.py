@@ -3,7 +3,10 @@
 With c = 1 - exp(logsnr_t - logsnr_s):
 
     mean = alpha_s (z_t (1 - c) / alpha_t + c x_hat)
-    var = c sigma_s^(2 (1 - gamma)) sigma_t^(2 gamma)
+    var = c sigma_s^(2 (1 - gamma)) (sigma_t² q_s / q_t)^gamma
+
+with q = alpha² d² + sigma² and d = sigma_data, which is 1 where variance is preserved
+and d = 1: the published form. See `processes/gaussian.py`.
 
 Source: Ho, Jain and Abbeel 2020 (arXiv 2006.11239), algorithm 2, for gamma = 0 and 1;
 Hoogeboom, Heek and Salimans 2023 (arXiv 2301.11093) for gamma in between.
@@ -27,7 +30,8 @@ class Ancestral:
       num_steps: network evaluations.
       grid: the times; None is uniform.
       noise_exponent: gamma. 0 is the posterior given x, which ends with too little
-        variance; 1 is the variance of the forward step.
+        variance; 1 is exact for N(0, sigma_data² I) data,
+        and the variance of the forward step where q is 1.
 
     Raises:
       ValueError: num_steps is below 1, or noise_exponent outside [0, 1].

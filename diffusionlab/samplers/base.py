@@ -33,11 +33,17 @@ def times(sampler: Sampler, schedule: Schedule) -> np.ndarray:
     """Returns the times of a sampler with `num_steps` and `grid`, float32 `[N + 1]`.
 
     Raises:
-      ValueError: the grid does not fit num_steps.
+      ValueError: the grid does not fit num_steps, or two stops fall together.
     """
     grid = sampler.grid or grids.Uniform()
     with jax.ensure_compile_time_eval():
-        return np.asarray(grid(schedule, sampler.num_steps), np.float32)
+        found = np.asarray(grid(schedule, sampler.num_steps), np.float32)
+    if not np.all(np.diff(found) < 0):
+        raise ValueError(
+            f"grid: {sampler.num_steps} steps are too many, stops fall together in "
+            "float32; use fewer steps or another grid."
+        )
+    return found
 
 
 def init(sampler: Sampler, z: Array, t: Array) -> State:

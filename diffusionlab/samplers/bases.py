@@ -32,6 +32,8 @@ from diffusionlab.samplers import base, frames
 from diffusionlab.types import Array, Prediction
 
 _MAX_ORACLE = 64
+# Of a product, the share that float32 may leave where nothing is left in exact numbers.
+_EXHAUSTED = 1e-5
 
 
 class Tangent(NamedTuple):
@@ -297,8 +299,9 @@ class Lanczos:
 
         Sigma^(1/2) xi ~ |xi| Q f(Q' J Q) e_1,   f = square root of the variance    (3)
 
-    exact once m reaches the number of distinct eigenvalues. Q' J Q is tridiagonal where
-    J is symmetric, as it is for a true denoiser; a trained one is symmetrised there.
+    exact once m reaches the number of distinct eigenvalues, to which no further product
+    adds anything: its direction is left at zero. Q' J Q is tridiagonal where J is
+    symmetric, as it is for a true denoiser; a trained one is symmetrised there.
 
     Attributes:
       num_products: m.
@@ -330,13 +333,15 @@ class Lanczos:
         for i in range(self.num_products):
             product = apply(directions[i].reshape(xi.shape)).reshape(size, -1)
             products.append(product)
+            scale = jnp.linalg.norm(product, axis=1, keepdims=True)
             # Twice is enough to be orthogonal to rounding.
             for direction in 2 * directions:
                 overlap = jnp.sum(direction * product, 1, keepdims=True)
                 product -= overlap * direction
-            # What is left of an exhausted space is rounding, or exactly zero.
+            # What is left of an exhausted space is rounding, with no direction.
             norm = jnp.linalg.norm(product, axis=1, keepdims=True)
-            directions.append(product / jnp.maximum(norm, 1e-30))
+            direction = product / jnp.maximum(norm, 1e-30)
+            directions.append(jnp.where(norm > _EXHAUSTED * scale, direction, 0.0))
         q, jq = (jnp.stack(rows, 2) for rows in (directions[:-1], products))
         projected = jnp.einsum("bdi,bdj->bij", q, jq, precision="highest")
         values, vectors = jnp.linalg.eigh(projected, symmetrize_input=True)

@@ -8,11 +8,12 @@ With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
     rho        sigma / alpha = (low^(1/rho) + u (high^(1/rho) - low^(1/rho)))^rho,
                and a last step to t = 0                                             (2)
     shifted    t -> shift t / (1 + (shift - 1) t) on another grid                   (3)
+    discrete   t = k / (K - 1), steps k of a chain of K, then a step to t = 0       (4)
     custom     a list of times
 
 Equal steps in logsnr stop at `logsnr_max`, where the last step leaves for t = 0, as (2)
 does at `low`: a schedule whose own end is much cleaner would spend them there. All of
-them start at t = 1 but (2), which starts at the level `high`.
+them start at t = 1 but (2), which starts at the level `high`, and (4) where it leads.
 
 Source: Song, Meng and Ermon 2021 (arXiv 2010.02502), appendix D.2, for (1); Karras et
 al. 2022 (arXiv 2206.00364), equation 5, for (2); Lu et al. 2022 (arXiv 2206.00927) for
@@ -35,6 +36,9 @@ class Grid(Protocol):
     """(schedule, num_steps) -> times `[num_steps + 1]`, falling from noise to 0."""
 
     def __call__(self, schedule: Schedule, num_steps: int) -> Array: ...
+
+
+_NEAR_ZERO = 1e-7
 
 
 def _u(num_steps: int) -> np.ndarray:
@@ -71,8 +75,12 @@ class Quadratic:
 
 
 def _to_zero(inner: Array) -> Array:
-    """Appends t = 0 to times `[num_steps]`."""
-    return jnp.append(jnp.clip(inner, 0.0, 1.0), 0.0)
+    """Appends t = 0, clean data, to times `[num_steps]`.
+
+    A stop at the schedule's own end is a noise level like any other: it stays, as near
+    to 0 as to have that level.
+    """
+    return jnp.append(jnp.clip(inner, _NEAR_ZERO, 1.0), 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,11 +154,61 @@ class Rho:
             t = schedule.inverse(-2.0 * self.rho * jnp.log(root))
             return t.at[0].set(1.0) if whole else t
 
-        inner = stops(num_steps)
-        # Where the schedule ends at low already, the last level would be t = 0 twice.
-        if float(inner[-1]) <= 0.0:
-            inner = stops(num_steps + 1)[:-1]
-        return _to_zero(inner)
+        return _to_zero(stops(num_steps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Discrete:
+    """Equation 4: steps of the chain on which a network was trained, and no others.
+
+    With r = K / N and i = 0 ... N - 1, rounded to whole numbers:
+
+        trailing  k = K - i r - 1     from the noisiest step on
+        leading   k = (N - 1 - i) r   down to the cleanest step, k = 0
+        linspace  k = (1 - i / (N - 1)) (K - 1), both
+
+    N = K is all of the chain, whichever it is.
+
+    Attributes:
+      num_timesteps: K, that of the schedule `discrete_beta`.
+      spacing: 'trailing', 'leading' or 'linspace'.
+
+    Raises:
+      ValueError: num_timesteps is below 2, or spacing another word.
+    """
+
+    num_timesteps: int = 1000
+    spacing: str = "trailing"
+
+    def __post_init__(self):
+        if self.num_timesteps < 2:
+            raise ValueError(
+                f"num_timesteps: must be at least 2, got {self.num_timesteps}."
+            )
+        if self.spacing not in ("trailing", "leading", "linspace"):
+            raise ValueError(
+                "spacing: expected trailing, leading or linspace, got "
+                f"{self.spacing!r}."
+            )
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        number = self.num_timesteps
+        if num_steps > number:
+            raise ValueError(
+                f"num_steps: {num_steps} are more than the chain's {number}."
+            )
+        if getattr(schedule, "num_timesteps", number) != number:
+            raise ValueError(
+                f"grid.num_timesteps: is {number}, but the schedule's chain has "
+                f"{schedule.num_timesteps}."
+            )
+        i = np.arange(num_steps)
+        k = {
+            "trailing": number - i * number / num_steps - 1,
+            "leading": np.floor(number / num_steps) * i[::-1],
+            "linspace": (1 - i / max(num_steps - 1, 1)) * (number - 1),
+        }[self.spacing]
+        return _to_zero(jnp.asarray(np.round(k) / (number - 1), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,15 +36,14 @@ diffusion models (arXiv 2204.03458), equation 8, for (5).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionlab.processes import gaussian
-from diffusionlab.samplers import base
+from diffusionlab import types
+from diffusionlab.samplers import base, stability
 from diffusionlab.types import Array, Predict, Prediction, Process, Sampler
 
 # Uses of a sample's key that no step has: steps take 0, 1, 2, ...
@@ -71,7 +70,10 @@ def _unused_keys(number: int) -> Array:
 
 
 def cut(times: np.ndarray, start: float) -> np.ndarray:
-    """Returns descending `times` from exactly `start` in (0, 1] on.
+    """Returns `times` from exactly `start` in (0, 1] on.
+
+    Where they ascend, as those of 'restart', the way up to a time above `start` and
+    down again to where it began is left out as a whole; the others stay as they are.
 
     Raises:
       ValueError: start is outside (0, 1].
@@ -79,7 +81,16 @@ def cut(times: np.ndarray, start: float) -> np.ndarray:
     if not 0 < start <= 1:
         raise ValueError(f"start: must be in (0, 1], got {start}.")
     start = np.float32(start)
-    return np.concatenate([[start], times[times < start]]).astype(np.float32)
+    # Times from `end` up are left out; inf where none are.
+    found, end, before = [start], start, np.float32(np.inf)
+    for t in times:
+        if np.isinf(end) and t > max(start, before):
+            end = before
+        if t < end:
+            found.append(t)
+            end = np.float32(np.inf)
+        before = t
+    return np.asarray(found, np.float32)
 
 
 def from_middle(
@@ -90,7 +101,7 @@ def from_middle(
     start: float,
     keys: Array,
 ) -> Array:
-    """Returns x' of equation 2, `[B, ...]`, on the sampler's times below `start`."""
+    """Returns x' of equation 2, `[B, ...]`, on the sampler's times cut at `start`."""
     times = cut(sampler.times(process.schedule), start)
     eps = base.normal(base.fold(keys, _START), x.shape[1:])
     z = process.mix(x, eps, jnp.float32(times[0]))
@@ -117,7 +128,8 @@ def replacement(
       x: `[B, ...]`, of which only the known part is used.
       known: 1 where x is given, else 0; broadcasts against x.
       keys: `[B]`.
-      resample: how often each step but the last is made; equation 4 in between.
+      resample: how often each step is made, equation 4 in between; but the last, and
+        steps towards noise, are made once.
     """
     times = jnp.asarray(sampler.times(process.schedule))
     shape = x.shape[1:]
@@ -140,8 +152,9 @@ def replacement(
 
         state = once(state, index * resample, t, s)
         if resample > 1:
-            # After the step to clean data there is nothing left to agree on.
-            number = jnp.where(base.is_last(s), 1, resample)
+            # After the step to clean data there is nothing left to agree on, and
+            # from a noisier s (4) has no way to t.
+            number = jnp.where(base.is_last(s) | (s >= t), 1, resample)
             state = jax.lax.fori_loop(1, number, again, state)
         return state, None
 
@@ -167,7 +180,7 @@ def reconstruction(
 
     Args:
       process: knows the schedule.
-      predict: `(z_t, t) -> Prediction`, differentiable in z_t, t a scalar.
+      predict: `(z_t, t) -> Prediction`, differentiable in z_t.
       x: `[B, ...]`, of which only the known part is used.
       known: 1 where x is given, else 0; broadcasts against x.
       weight: of the guidance; steps become unstable from 2 on.
@@ -178,43 +191,29 @@ def reconstruction(
         x_hat, eps = prediction
         error = jnp.where(known, x - x_hat, 0.0)
         (gradient,) = pull((error, jnp.zeros_like(eps)))
-        alpha, sigma = process.schedule.alpha_sigma(t)
+        # Adaptive samplers have a time for each example.
+        alpha, sigma = process.schedule.alpha_sigma(types.lift(t, z_t.ndim))
         change = weight * alpha * gradient
         return Prediction(x_hat + change, eps - alpha / sigma * change)
 
     return guided
 
 
-@dataclasses.dataclass(frozen=True)
-class _LinearLogsnr:
-    """A schedule to try samplers on: variance preserving, logsnr from 10 to -10."""
-
-    def logsnr(self, t):
-        return 10.0 - 20.0 * jnp.asarray(t, jnp.float32)
-
-    def derivative(self, t):
-        return jnp.full_like(jnp.asarray(t, jnp.float32), -20.0)
-
-    def alpha_sigma(self, t):
-        logsnr = self.logsnr(t)
-        return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
-
-    def inverse(self, logsnr):
-        return jnp.clip((10.0 - logsnr) / 20.0, 0.0, 1.0)
-
-
 @functools.lru_cache(maxsize=32)
-def is_deterministic(sampler: Sampler, shape: tuple[int, ...]) -> bool:
-    """Whether two keys give one result, down and up, on data N(0, I) of `shape`.
+def is_deterministic(
+    sampler: Sampler, process: Process, shape: tuple[int, ...]
+) -> bool:
+    """Whether two keys give one result, down and up the sampler's times of `process`.
 
-    This is tried, not declared, so it holds for every sampler with any options.
+    This is tried, on data N(0, sigma_data²) of `shape`, and not declared, so it holds
+    for every sampler with any options: one with churn between noise levels that its
+    times do not meet draws no noise.
     """
-    process = gaussian.Gaussian(schedule=_LinearLogsnr(), prediction="v")
     times = sampler.times(process.schedule)
+    exact = stability.denoiser(process)
 
     def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        return Prediction(alpha * z_t, sigma * z_t)
+        return exact(z_t, types.lift(t, z_t.ndim))
 
     @jax.jit
     def run(keys):
@@ -227,12 +226,14 @@ def is_deterministic(sampler: Sampler, shape: tuple[int, ...]) -> bool:
         jnp.arange(8, dtype=jnp.uint32).reshape(4, 2)
     )
     results = zip(run(keys[:2]), run(keys[2:]), strict=True)
-    return all(np.array_equal(a, b) for a, b in results)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in results)
 
 
-def check_deterministic(sampler: Sampler, shape: tuple[int, ...]) -> None:
+def check_deterministic(
+    sampler: Sampler, process: Process, shape: tuple[int, ...]
+) -> None:
     """Raises ValueError for a sampler that draws noise: it has no inverse."""
-    if not is_deterministic(sampler, shape):
+    if not is_deterministic(sampler, process, shape):
         raise ValueError(
             f"sampler: {type(sampler).__name__} draws fresh noise, so no code leads "
             "back to the same data; take a deterministic one, as 'ddim' with eta=0."

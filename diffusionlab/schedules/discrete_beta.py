@@ -79,9 +79,11 @@ class DiscreteBeta:
         return _table(self.num_timesteps, self.beta_start, self.beta_end, power)
 
     def _place(self, t: Array) -> tuple[Array, Array]:
-        """The interval of t, and how far into it t is, in [0, 1]."""
+        """The interval of t, and how far into it t is, up to rounding in [0, 1]."""
         position = base.float32(t) * (self.num_timesteps - 1)
-        index = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 2)
+        # A step of the chain belongs to the interval after it, however t was rounded.
+        index = jnp.floor(position + 2.0**-22 * self.num_timesteps)
+        index = jnp.clip(index, 0, self.num_timesteps - 2)
         return index.astype(jnp.int32), position - index
 
     def logsnr(self, t: Array) -> Array:

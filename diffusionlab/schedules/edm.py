@@ -6,7 +6,8 @@
 EDM adds noise without shrinking the data, z_edm = x + sigma_edm eps: that is the form
 with `preserving` False. The other is z = z_edm / sqrt(1 + sigma_edm²), which has the
 same logsnr; a sampler whose steps depend on logsnr alone is the same up to that scale.
-A uniform grid in t is the grid of EDM's sampler.
+The grid of EDM's sampler is `rho` of `samplers/grids.py`: levels down to sigma_min, and
+then 0.
 
 Source: Karras, Aittala, Aila and Laine 2022 (arXiv 2206.00364), equation 5.
 """

@@ -18,6 +18,7 @@ from diffusionlab.objectives.denoising import (
 )
 from diffusionlab.processes.gaussian import PREDICTIONS, Gaussian
 from diffusionlab.schedules.cosine import Cosine
+from diffusionlab.schedules.discrete_beta import DiscreteBeta
 from diffusionlab.schedules.importance import Importance
 from diffusionlab.schedules.times import Discrete, LogitNormal, Uniform
 from diffusionlab.types import DataSpec, Inputs, Network
@@ -446,3 +447,11 @@ def test_two_standard_deviations_of_the_data_are_refused():
     with pytest.raises(ValueError, match=r"^weighting\.sigma_data: is 1\.0.*has 0\.5"):
         objective(process=process, weighting=weightings.Edm())
     objective(process=process, weighting=weightings.Edm(sigma_data=0.5))
+
+
+def test_times_of_another_chain_are_refused():
+    process = Gaussian(schedule=DiscreteBeta(num_timesteps=100), prediction="eps")
+    message = r"^times\.num_timesteps: is 1000, but the schedule's chain has 100"
+    with pytest.raises(ValueError, match=message):
+        objective(process=process, times=Discrete())
+    objective(process=process, times=Discrete(num_timesteps=100))

@@ -9,6 +9,7 @@ import pytest
 
 from diffusionlab import registry
 from diffusionlab.samplers import grids
+from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.schedules.discrete_beta import DiscreteBeta
 from diffusionlab.schedules.edm import Edm
@@ -122,26 +123,49 @@ def test_rho_is_the_published_grid(num_steps):
     """Equation 5 of arXiv 2206.00364: t_N = 0, and t_0 ... t_{N-1} are noise levels."""
     i = np.arange(num_steps)
     root = 80 ** (1 / 7) + i / (num_steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))
-    # A schedule that goes beyond both of the grid's ends; its own is t = 1.
-    of = Edm(sigma_min=1e-4, sigma_max=80.0, preserving=False)
-    t = times(grids.Rho(), of, num_steps)
-    np.testing.assert_allclose(levels(of, t[:-1]), root**7, rtol=2e-5)
+    # A schedule that goes beyond the grid's last level, and EDM's, which ends there.
+    for of in (Edm(sigma_min=1e-4, sigma_max=80.0, preserving=False), Edm()):
+        t = times(grids.Rho(), of, num_steps)
+        np.testing.assert_allclose(levels(of, t[:-1]), root**7, rtol=2e-5)
     if num_steps == 18:
         assert levels(of, t)[1] == pytest.approx(57.586, abs=0.01)
-
-
-def test_rho_on_the_schedule_of_edm_is_uniform():
-    # The schedule ends at the grid's last level, so that one is the end t = 0.
-    for preserving in (True, False):
-        t = times(grids.Rho(), Edm(preserving=preserving), 10)
-        np.testing.assert_allclose(t, times(grids.Uniform(), None, 10), atol=1e-6)
 
 
 def test_rho_stays_within_the_schedule():
     of = VarianceExploding(sigma_min=0.01, sigma_max=50.0)
     t = times(grids.Rho(), of, 10)
-    root = np.linspace(50 ** (1 / 7), 0.01 ** (1 / 7), 11)
-    np.testing.assert_allclose(levels(of, t), root**7, rtol=2e-5)
+    root = np.linspace(50 ** (1 / 7), 0.01 ** (1 / 7), 10)
+    np.testing.assert_allclose(levels(of, t[:-1]), root**7, rtol=2e-5)
+
+
+def test_the_discrete_grid_walks_the_chain():
+    of = DiscreteBeta()
+    whole = times(grids.Discrete(), of, 1000)
+    np.testing.assert_allclose(whole[:-2] * 999, np.arange(999, 0, -1), rtol=1e-6)
+    # The cleanest step of the chain is a noise level, and clean data come after it.
+    np.testing.assert_array_equal(of.logsnr(whole[-2]), of.logsnr(0.0))
+    assert 0.0 == whole[-1] < whole[-2]
+    steps = {
+        "trailing": [999, 749, 499, 249],
+        "leading": [750, 500, 250, 0],
+        "linspace": [999, 666, 333, 0],
+    }
+    for spacing, k in steps.items():
+        t = times(grids.Discrete(spacing=spacing), of, 4)
+        np.testing.assert_allclose(t[:-1] * 999, k, atol=2e-4)
+
+
+def test_the_discrete_grid_is_of_the_schedules_chain():
+    with pytest.raises(ValueError, match="num_timesteps: is 1000, .* chain has 100"):
+        grids.Discrete()(DiscreteBeta(num_timesteps=100), 10)
+    with pytest.raises(ValueError, match="num_steps: 11 are more than the chain's 10"):
+        grids.Discrete(num_timesteps=10)(Cosine(), 11)
+
+
+def test_stops_that_fall_together_are_refused():
+    sampler = Ddim(num_steps=1000, grid=grids.Quadratic(power=16.0))
+    with pytest.raises(ValueError, match="grid: 1000 steps are too many"):
+        sampler.times(Cosine())
 
 
 @pytest.mark.parametrize("shift", [0.25, 1.0, 3.0])

@@ -311,3 +311,12 @@ def test_gvp_of_sit_is_the_cosine():
     alpha, sigma = Cosine(logsnr_min=-30.0, logsnr_max=30.0).alpha_sigma(t)
     np.testing.assert_allclose(alpha, np.cos(np.pi * t / 2), atol=1e-6)
     np.testing.assert_allclose(sigma, np.sin(np.pi * t / 2), atol=1e-6)
+
+
+def test_every_step_of_a_chain_is_in_the_interval_after_it():
+    """However its time was rounded: as k / (K - 1), or as a sampler's 1 - i / N."""
+    chain = DiscreteBeta()
+    k = np.arange(999)
+    for t in (np.float32(k / 999), np.float32(1) - np.float32((999 - k) / 999)):
+        slope = np.asarray(chain.derivative(jnp.asarray(t)))
+        np.testing.assert_array_equal(slope, 999 * chain._tables[1][k])
