@@ -259,6 +259,20 @@ def test_conflicts_leave_out_what_may_change(mixture):
     ]
 
 
+def test_a_stored_config_is_completed_block_by_block(mixture):
+    new = config_lib.resolve(mixture)
+    old = copy.deepcopy(new)
+    del old["train"]["micro_batches"], old["guidance"]
+    old["logging"]["no_longer"] = 1
+    done = config_lib.completed(old)
+    assert done["train"] == new["train"]
+    assert done["logging"] == old["logging"] and "guidance" not in done
+    del old["optim"]["denoiser"]["clip_norm"]
+    assert config_lib.conflicts(old, new) == []
+    old["data"]["no_longer"] = 1
+    assert config_lib.conflicts(old, new) == ["data.no_longer: 1 -> (absent)"]
+
+
 def test_key_that_only_begins_like_one_that_may_change_is_a_conflict():
     assert config_lib.conflicts({"mesh_x": 1}, {"mesh_x": 2}) == ["mesh_x: 1 -> 2"]
 

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from diffusionlab import experiment
+from diffusionlab import config as config_lib
+from diffusionlab import experiment, inference, sharding
 from diffusionlab.settings import Optimizer
 
 
@@ -110,6 +111,66 @@ def test_evaluator_for_other_data_is_refused_when_building(smoke):
     config = smoke("digits", "evals={'exact': {'name': 'mixture'}}")
     with pytest.raises(ValueError, match="config.evals.exact.name: the evaluator"):
         experiment.build(config)
+
+
+UNSTABLE = {"name": "runge_kutta_4", "num_steps": 2}
+STABLE = {"name": "ddim", "num_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (
+            {"name": "inpainting", "sampler": UNSTABLE},
+            r"config\.evals\.x\.sampler\.num_steps: 2 steps on this grid are unstable",
+        ),
+        (
+            {"name": "inversion", "num_steps": (64, 2), "sampler": UNSTABLE},
+            r"config\.evals\.x\.sampler\.num_steps: 2 steps on this grid are unstable",
+        ),
+    ],
+)
+def test_sampler_of_an_evaluator_is_checked_as_it_will_run(smoke, block, said):
+    config = smoke("mixture", "evals={}")
+    config["evals"] = {"x": block}
+    with pytest.raises(ValueError, match=said):
+        experiment.build(config_lib.resolve(config))
+
+
+def test_adaptive_samplers_are_refused_under_noise_of_the_guidance(smoke):
+    config = smoke("mixture", "guidance={'cads': {'noise_scale': 0.0}}", "evals={}")
+    config["sampler"] = {"name": "probability_flow"}
+    built = experiment.build(config_lib.resolve(config))
+    config = changed(config, "guidance.cads.noise_scale", 0.1)
+    said = "config.guidance.cads: draws fresh noise at every time, and "
+    with pytest.raises(ValueError, match=f"{said}config.sampler chooses"):
+        experiment.build(config)
+    adaptive, config = config["sampler"], {**config, "sampler": STABLE}
+    experiment.build(config)
+    config["evals"] = {"x": {"name": "inpainting", "sampler": adaptive}}
+    with pytest.raises(ValueError, match=f"{said}config.evals.x.sampler chooses"):
+        experiment.build(config)
+    # An evaluator with samplers of its own comes with one later.
+    config["evals"] = {}
+    noisy = experiment.build(config)
+    with pytest.raises(ValueError, match=f"{said}the sampler Probability"):
+        inference.make_draw(noisy, sharding.make_mesh(noisy.mesh), built.sampler)
+
+
+def test_likelihood_without_labels_needs_a_trained_null_class(smoke):
+    config = smoke("mixture", "objective.label_dropout=0", "guidance={}")
+    config["evals"] = {"bits": {"name": "likelihood", "conditional": False}}
+    with pytest.raises(ValueError, match=r"config\.evals\.bits: needs a prediction wi"):
+        experiment.build(config)
+    experiment.build(changed(config, "objective.label_dropout", 0.1))
+
+
+def test_end_of_the_bound_is_compared_with_the_schedule(smoke):
+    evals = {"bits": {"name": "likelihood", "logsnr_max": -40.0}}
+    with pytest.raises(
+        ValueError, match=r"config\.evals\.bits\.logsnr_max: must be ab"
+    ):
+        experiment.build(smoke("mixture", f"evals={evals}"))
 
 
 def test_guidance_without_a_trained_null_class_is_refused(smoke):

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     {"types", "keys", "registry", "settings", "progress", "multihost", "pictures",
      "flops", "ema", "STARTED"},
-    {"schedules", "config", "machine", "sharding", "optim"},
+    {"schedules", "config", "machine", "sharding", "optim", "averages"},
     {"processes", "workdir", "writers"},
     {"guidance", "samplers", "objectives", "distillation", "models", "data", "evals"},
     {"experiment", "curves", "report"},

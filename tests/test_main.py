@@ -1,7 +1,10 @@
 import os
 import subprocess
 import sys
+import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from diffusionlab import main
@@ -104,6 +107,41 @@ def test_error_from_elsewhere_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(main, "run", lambda _: int("not ours"))
     with pytest.raises(ValueError, match="not ours"):
         main.main()
+
+
+def raising(raised):
+    """A `run` whose error comes out of a function that is being traced."""
+
+    def run(_):
+        jax.eval_shape(lambda x: raised(x), jnp.zeros(3))
+
+    return run
+
+
+def test_message_raised_while_tracing_is_one_line(monkeypatch, capsys):
+    refuses = types.FunctionType(
+        raises_itself.__code__, {"__name__": "diffusionlab.x", "ValueError": ValueError}
+    )
+    monkeypatch.setattr(main, "run", raising(refuses))
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().err == "diffusionlab: error: of ours\n"
+
+
+def raises_itself(x):
+    raise ValueError("of ours")
+
+
+def test_error_of_jax_in_a_module_of_ours_keeps_its_traceback(monkeypatch):
+    code, names = calls_jax.__code__, {"__name__": "diffusionlab.x", "jnp": jnp}
+    monkeypatch.setattr(main, "run", raising(types.FunctionType(code, names)))
+    with pytest.raises((ValueError, TypeError)) as raised:
+        main.main()
+    assert raised.value.__notes__
+
+
+def calls_jax(x):
+    return jnp.reshape(x, (2, 2))
 
 
 def test_cache_is_a_folder_of_the_users_by_default(monkeypatch):

@@ -83,7 +83,9 @@ def test_int_keyword_takes_only_an_int(value, ok):
         ("bool", [True], [1, 0]),
         ("str", ["a"], [1]),
         ("float | None", [None, 1.0], ["x", False]),
-        ("tuple[int, ...]", [(1, 2), [1]], ["12", 3]),
+        ("tuple[int, ...]", [(1, 2), [1], ()], ["12", 3, (8.5,), (1, True)]),
+        ("tuple[float, ...] | None", [None, (1, 0.5)], [(0.5, "a"), (None,)]),
+        ("tuple", [(1, "a")], [1]),
         ("Mapping", [{}], [3, [1]]),
         ("Anything", [object()], []),
     ],
@@ -92,8 +94,18 @@ def test_types_are_checked_by_annotation(annotation, good, bad):
     for value in good:
         registry._check_type(value, annotation, "config.x")
     for value in bad:
-        with pytest.raises(TypeError, match="config.x: expected"):
+        with pytest.raises(TypeError, match=r"config\.x(\[\d\])?: expected"):
             registry._check_type(value, annotation, "config.x")
+
+
+def test_wrong_element_of_a_tuple_is_named():
+    with pytest.raises(TypeError, match=r"config\.x\[1\]: expected float, got 'a'"):
+        registry._check_type((0.5, "a"), "tuple[float, ...]", "config.x")
+    block = dict(name="sampler_comparison", num_evaluations=(8, 8.5))
+    with pytest.raises(
+        TypeError, match=r"config.evaluator.num_evaluations\[1\]: expec"
+    ):
+        check(block, "evaluator")
 
 
 def test_defaults_are_stated():

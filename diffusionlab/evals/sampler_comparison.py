@@ -156,7 +156,8 @@ class SamplerComparison:
             for name, count in lines:
                 key = f"{name}/{count}"
                 if any(count == other for other, _ in curves.get(name, ())):
-                    key += f" ({point.sampler.rtol:g})"
+                    tells = point.count or f"{point.sampler.rtol:g}"
+                    key += f" ({tells})"
                 curves.setdefault(name, []).append((count, found))
                 numbers |= {f"{key}/{metric}": v for metric, v in found.items()}
         notes = {
@@ -209,7 +210,7 @@ class SamplerComparison:
                 adaptive.times(context.process.schedule)
                 yield Point(label, adaptive, None, None)
             return
-        seen, reason = set(), None
+        seen, reasons = set(), {}
         for budget in sorted(self.num_evaluations):
             try:
                 largest = _within(sampler, budget)
@@ -218,16 +219,16 @@ class SamplerComparison:
                     if hasattr(largest, "check"):
                         largest.check(context.process, context.spec)
             except ValueError as error:
-                reason = error
-                refused[f"{label} at {budget} evaluations"] = str(error)
+                reasons[f"{label} at {budget} evaluations"] = error
                 continue
             if largest is not None and largest.num_evaluations not in seen:
                 count = largest.num_evaluations
                 seen.add(count)
                 plain = getattr(largest, _PLAIN_COUNT, count)
                 yield Point(label, largest, count, plain)
-        if reason is not None and not seen:
-            raise reason
+        if reasons and not seen:
+            raise [*reasons.values()][-1]
+        refused.update({where: str(error) for where, error in reasons.items()})
 
 
 def _within(sampler, budget: int):

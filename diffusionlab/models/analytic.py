@@ -264,7 +264,8 @@ def fit(source: Source, num_classes: int):
                 f"config.networks: 'gaussian' with per_class has no example of class "
                 f"{k} among {number} of the data; use per_class=False."
             )
-        values, vectors = np.linalg.eigh(np.cov(own, rowvar=False, bias=True))
+        covariance = np.atleast_2d(np.cov(own, rowvar=False, bias=True))
+        values, vectors = np.linalg.eigh(covariance)
         weights.append(len(own) / len(x))
         means.append(own.mean(0))
         variances.append(np.maximum(values, 0.0))

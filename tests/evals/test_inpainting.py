@@ -5,6 +5,7 @@ from diffusionlab.evals import inpainting
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.samplers.ddim import Ddim
+from diffusionlab.samplers.probability_flow import ProbabilityFlow
 from diffusionlab.schedules.cosine import Cosine
 
 PROCESS = Gaussian(schedule=Cosine(), prediction="v")
@@ -113,3 +114,15 @@ def test_what_does_not_fit_is_refused(exact_context):
     ):
         with pytest.raises(ValueError, match=f"^{field}: "):
             inpainting.Inpainting(**{field: value})
+
+
+def test_replacement_at_few_stops_of_an_adaptive_sampler_is_refused(exact_context):
+    context = exact_context(PROCESS, np.zeros((1, 2)), 0.5, number=4)
+    few, many = (ProbabilityFlow(num_steps=number) for number in (7, 8))
+    said = "sampler.num_steps: ProbabilityFlow .* at least 8, got 7"
+    with pytest.raises(ValueError, match=said):
+        inpainting.Inpainting(sampler=few).check(context.test)
+    with pytest.raises(ValueError, match=said):
+        inpainting.Inpainting()(context._replace(sampler=few))
+    inpainting.Inpainting(sampler=many).check(context.test)
+    inpainting.Inpainting(sampler=few, method="reconstruction").check(context.test)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from diffusionlab import registry
 from diffusionlab.evals import likelihood
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.schedules.cosine import Cosine
@@ -36,6 +37,23 @@ def test_the_flow_of_a_gaussian_has_its_density(process, exact_context):
     found = log_p(context, process, context.test.x)[0]
     exact = context.test.log_density(context.test.x)
     np.testing.assert_allclose(found, exact, atol=1e-3)
+
+
+DEFAULTS = ("cosine", "linear_beta", "variance_exploding")
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_flow_has_the_density_of_data_with_the_noise_of_time_0(name, exact_context):
+    """Of narrow data under a schedule that starts at little noise, but some."""
+    schedule, std = registry.build("schedule", {"name": name}, "schedule"), 0.1
+    process = Gaussian(schedule=schedule, prediction="v", sigma_data=std)
+    context = exact_context(process, np.zeros((1, 2)), std, number=64)
+    x = context.test.x
+    variance = std**2 + math.exp(-float(schedule.logsnr(np.float32(0))))
+    exact = -np.sum(x**2, 1) / (2 * variance) - math.log(2 * math.pi * variance)
+    np.testing.assert_allclose(log_p(context, process, x)[0], exact, atol=1e-3)
+    clean = context.test.log_density(x)
+    assert (np.abs(exact - clean).max() > 1e-2) == (name != "cosine")
 
 
 def test_the_flow_of_a_mixture_has_its_density(exact_context):
@@ -156,6 +174,22 @@ def test_probabilities_of_levels(exact_context):
     shorter = early(context).numbers
     assert 0 < shorter["bound_bits"] - entropy / math.log(2) + 0.15 < 0.6
     assert shorter["bound_reconstruction"] > 0.01
+
+
+def test_the_note_says_of_what_the_density_is(exact_context):
+    context = exact_context(PROCESSES["exploding"], 0 * ONE, 0.5, number=4)
+    result = likelihood.Likelihood(bound=False, num_steps=1)(context)
+    assert result.notes["flow"] == (
+        "divergence exact; density of data with the noise of t = 0, logsnr 13.82"
+    )
+
+
+@pytest.mark.parametrize("end", [-15.0, -20.0, math.nan])
+def test_a_bound_ends_before_there_is_noise_alone(end):
+    evaluator = likelihood.Likelihood(logsnr_max=end)
+    with pytest.raises(ValueError, match="^logsnr_max: must be above -15, the sched"):
+        evaluator.check_process(PROCESSES["cosine"])
+    likelihood.Likelihood(logsnr_max=40.0).check_process(PROCESSES["cosine"])
 
 
 def test_what_does_not_fit_is_refused(exact_context):

@@ -33,7 +33,7 @@ class Twice:
 
     times, init, final = base.times, base.init, base.final
     num_evaluations = property(lambda self: 2 * self.num_steps)
-    num_network_evaluations = property(lambda self: self.num_steps)
+    num_predictions = property(lambda self: self.num_steps)
 
     def step(self, process, predict, state, t, s, keys):
         return Ddim(num_steps=1).step(process, predict, state, t, s, keys)
@@ -72,6 +72,9 @@ class Refuses:
     """Works nowhere."""
 
     num_steps: int
+    grid: None = None
+
+    times, num_evaluations = base.times, base.one_per_step
 
     def check(self, process, spec):
         raise ValueError("name: works nowhere.")
@@ -128,6 +131,38 @@ def test_adaptive_samplers_stand_at_their_measured_count(context):
     )
     numbers = evaluator(context).numbers
     assert numbers["Adaptive/4/frechet"] == numbers["Adaptive/44/frechet"]
+
+
+def test_tolerances_with_one_measured_count_are_both_there(context):
+    evaluator = SamplerComparison(
+        samplers=(Adaptive(),), tolerances=(0.2, 0.1), num_samples=60
+    )
+    result = evaluator(context)
+    found = {n for n in result.numbers if n.endswith("frechet")}
+    assert found == {
+        "real/frechet",
+        *(f"Adaptive/4{s}/frechet" for s in ("", " (0.1)")),
+    }
+
+
+def test_an_adaptive_sampler_that_guidance_refuses_is_listed(context):
+    def draw(number, sampler):
+        if isinstance(sampler, Adaptive):
+            raise ValueError("config.guidance.cads: not this one.")
+        return context.draw(number, sampler)
+
+    evaluator = SamplerComparison(
+        samplers=(Adaptive(), Ddim(num_steps=1)), num_evaluations=(2,), num_samples=60
+    )
+    result = evaluator(context._replace(draw=draw))
+    assert result.notes["refused: Adaptive"] == "config.guidance.cads: not this one."
+    assert "ddim/2/frechet" in result.numbers
+
+    def broken(number, sampler):
+        raise ValueError("shapes differ")
+
+    with pytest.raises(ValueError, match="shapes differ"):
+        evaluator(context._replace(draw=broken))
 
 
 def test_samplers_that_cannot_work_are_listed_with_their_reason(context):

@@ -167,7 +167,7 @@ def test_the_reference_is_evaluated_inside_the_interval_only(kind):
     [
         Autoguidance(reference="r"),
         Autoguidance(reference="r", guidance_scale=2, logsnr_min=1.0, logsnr_max=0.0),
-        Classifier(reference="r", unconditional=True),
+        Classifier(reference="r"),
         Classifier(reference="r", classifier_scale=2, logsnr_min=1.0, logsnr_max=0.0),
     ],
 )
@@ -177,6 +177,21 @@ def test_one_that_is_off_is_the_same_function(off):
     assert off(predict, process(), SPEC, None) is predict
     assert base.compose([off], predict, process(), SPEC) is predict
     assert not getattr(off, "needs_null_label", False)
+
+
+@pytest.mark.parametrize("changes", [{}, {"classifier_scale": 2, "logsnr_min": 1.0}])
+def test_without_a_classifier_the_prediction_stays_unconditional(changes):
+    """The limit of small scales, and of short intervals."""
+    off = Classifier(reference="r", unconditional=True, logsnr_max=0.0, **changes)
+    it, t = process(), jnp.float32(0.5)
+    z_t = noisy(it, t)
+    assert off.off and off.needs_null_label
+    found = base.compose([off], mixture(it), it, SPEC)(z_t, t, {"label": LABEL})
+    expected = mixture(it)(z_t, t, {"label": jnp.full(8, 3)})
+    np.testing.assert_array_equal(found.eps, expected.eps)
+    # There is no label to leave out of data without classes.
+    predict = mixture(it)
+    assert off(predict, it, DataSpec(shape=(4,)), None) is predict
 
 
 def test_a_classifier_needs_classes():

@@ -1,6 +1,7 @@
 """The evaluators that use samplers and densities, on one run, by the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -54,6 +55,50 @@ def test_evaluators_given_on_the_command_line_run_on_a_run_without_them(run, cap
     assert set(numbers["edits"]) == {"distance/0.5", "distance_other"}
     assert {"ddim/2/frechet", "real/frechet"} <= set(numbers["samplers"])
     assert "sampler_comparison: 1 of 1, ddim" in capsys.readouterr().out
+
+
+def records(run):
+    return {
+        path.name: json.loads(path.read_text())
+        for path in (run / "evals").glob("*_codes*.json")
+    }
+
+
+def test_results_of_other_settings_lie_beside_each_other(run):
+    """An evaluator of the run's own, and one that only the command line names."""
+    folder = run.parent / "copy"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evals"))
+    stored = json.loads((folder / "config.json").read_text())
+    plain = "step_00000000_codes.json"
+    block = {"name": "inversion", "num_steps": [2], "num_examples": 8}
+
+    def evaluated(**changes):
+        before = records(folder)
+        evals = {"codes": {**block, **changes}}
+        words = [f"--workdir={folder}", "--mode=eval", f"--config.evals={evals}"]
+        assert main.run(words) == 0
+        after = records(folder)
+        for name, old in before.items():
+            assert after[name]["numbers"] == old["numbers"]
+        return sorted(set(after) - set(before)), after
+
+    assert evaluated()[0] == [plain]
+    assert evaluated(every=7)[0] == [], "when it runs is no setting"
+    (other,), found = evaluated(num_steps=[3])
+    assert other.startswith("step_00000000_settings-")
+    assert evaluated(num_steps=[3])[0] == []
+    assert found[other]["settings"]["num_steps"] == [3]
+    assert found[plain]["settings"]["num_steps"] == [2]
+    assert found[other]["evaluator"] == other[14:-5]
+    # The run's own settings have the plain name, also where its config is from before
+    # an option was there.
+    shutil.rmtree(folder / "evals")
+    stored["evals"] = {"codes": {**block, "num_steps": [3]}}
+    del stored["sampler"]["grid"]
+    (folder / "config.json").write_text(json.dumps(stored))
+    assert evaluated(num_steps=[3])[0] == [plain]
+    (other,), _ = evaluated()
+    assert other.startswith("step_00000000_settings-")
 
 
 @pytest.mark.parametrize(

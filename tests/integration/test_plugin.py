@@ -18,10 +18,11 @@ SAMPLER = '''
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MySampler:
         num_steps: int
+        grid: object = None
         shift: float = 0.0
 
-        def init(self, z, t):
-            return base.State(z, z)
+        times, init = base.times, base.init
+        num_evaluations = base.one_per_step
 
         def step(self, process, predict, state, t, s, keys):
             prediction = predict(state.z, t)

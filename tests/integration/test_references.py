@@ -1,6 +1,8 @@
 """Guidance by other runs: found, checked, restored once, and never read by training."""
 
+import dataclasses
 import functools
+import io
 import json
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusionlab import config as config_lib
-from diffusionlab import experiment, inference, main, sharding, train, workdir
+from diffusionlab import ema, experiment, inference, main, sharding, train, workdir
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 
@@ -208,6 +210,42 @@ def test_training_reads_no_reference_and_pictures_read_it_once(
     assert len(calls) == 1
 
 
+def test_an_average_out_of_reach_is_an_error_of_the_reference(
+    folders, guided, monkeypatch
+):
+    built = guided("exact", **auto(folders))
+    (reference,) = built.references
+    power = {"main": ema.Power(sigma_rel=0.1)}
+    other = dataclasses.replace(reference.experiment, ema=power)
+    reference = reference._replace(experiment=other, ema="sigma_rel=0.2")
+    built = dataclasses.replace(built, references=(reference,))
+    mesh = sharding.make_mesh(built.mesh)
+    said = "^config.guidance.autoguidance.ema: role 'denoiser', "
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=said):
+        inference.of_references(built, mesh)
+
+
+def test_mistakes_seen_while_tracing_are_one_line(folders, tmp_path, monkeypatch):
+    """Noise on the label of a network that has no embedding of it; nothing to draw."""
+    exact = tmp_path / "exact"
+    save(folders["exact"][1], exact, [1])
+    noise = "--config.guidance.cads={'noise_scale': 1.0}"
+    classifier = folders["classifier"][0]
+    for words, said in (
+        ([f"--workdir={exact}", noise], "config.guidance.cads: the network does not"),
+        ([f"--workdir={classifier}"], "has nothing to sample; such a run"),
+    ):
+        words = [*words, "--mode=sample", "--num_samples=8", f"--out={tmp_path}/x"]
+        monkeypatch.setattr("sys.argv", ["diffusionlab", *words])
+        errors = io.StringIO()
+        monkeypatch.setattr("sys.stderr", errors)
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        assert end.value.code == 1
+        (line,) = errors.getvalue().splitlines()
+        assert line.startswith("diffusionlab: error: ") and said in line
+
+
 def test_the_program_samples_with_guidance_given_as_a_flag(folders, tmp_path):
     folder = folders["trained"][0]
     words = [f"--workdir={folder}", "--mode=sample", "--num_samples=8"]
@@ -265,7 +303,17 @@ def test_an_exact_network_refuses_noise_on_its_label(folders, guided):
         (
             {"ema": "mian"},
             ValueError,
-            "autoguidance.ema: no average 'mian' .*: none, main; or sigma_rel",
+            "autoguidance.ema: no average 'mian'; .*: main, none; or sigma_rel",
+        ),
+        (
+            {"ema": "sigma_rel=0.1"},
+            ValueError,
+            "autoguidance.ema: 'sigma_rel=0.1' is reconstructed from an average 'pow",
+        ),
+        (
+            {"ema": "sigma_rel=wide"},
+            ValueError,
+            "autoguidance.ema: expected sigma_rel=WIDTH with a number",
         ),
         (
             {"reference": "classifier"},
@@ -314,6 +362,18 @@ def test_a_denoiser_is_no_classifier(folders, guided):
     block = {"reference": str(folders["zero"][0]), "classifier_scale": 1.0}
     with pytest.raises(ValueError, match="'denoising', which has no 'log_probs'"):
         guided("exact", classifier=block)
+
+
+def test_a_result_says_at_which_step_the_reference_was_used(folders):
+    folder = folders["trained"][0]
+    block = auto(folders, reference=str(folder))["autoguidance"]
+    evals = {"points": {"name": "mixture", "num_samples": 8}}
+    words = [f"--workdir={folder}", "--mode=eval", f"--config.evals={evals}"]
+    assert main.run([*words, f"--config.guidance={{'autoguidance': {block}}}"]) == 0
+    (file,) = (folder / "evals").glob("step_00000010_sampler-*_points.json")
+    record = json.loads(file.read_text())
+    assert record["guidance"]["autoguidance"]["step"] is None
+    assert record["reference_steps"] == {"config.guidance.autoguidance": 10}
 
 
 def test_a_classifier_is_evaluated_and_not_sampled(folders, tmp_path):

@@ -224,8 +224,18 @@ def test_any_other_parameters_have_a_larger_error():
             {"source": Generated(shape=(2, 2, 1), size=8)},
             "needs means and std",
         ),
-        ("gaussian_mixture", {"means": ((0.0, 0.0, 0.0),) * 4}, "std: must be posit"),
+        ("gaussian_mixture", {"std": 0.3}, "x.std: is taken from the data"),
+        ("gaussian_mixture", {"means": ((0.0, 0.0, 0.0),) * 4}, "x.std: must be posit"),
         ("gaussian_mixture", {"means": ((0.0,) * 3,), "std": 1.0}, "1 of them for 4"),
+        ("gaussian_mixture", {"means": ((0.0,) * 2,) * 4, "std": 1.0}, "of 3 numbers"),
+        (
+            "gaussian_mixture",
+            {"means": ((0.0,) * 3,) * 4, "std": 1.0, "weights": (0.5, 0.5)},
+            r"x.weights: expected 4 positive numbers, .* got \(0.5, 0.5\)",
+        ),
+        ("gaussian", {"std": 0.0}, "config.networks.x.std: must be positive"),
+        ("gaussian", {"std": -0.5}, "config.networks.x.std: must be positive"),
+        ("gaussian", {"floor": -1.0}, "config.networks.x.floor: must not be"),
         (
             "gaussian",
             {"spec": DataSpec((65, 64)), "source": SOURCE},
@@ -234,6 +244,29 @@ def test_any_other_parameters_have_a_larger_error():
     ],
 )
 def test_what_cannot_be_answered_is_refused(name, options, said):
-    net = build(name, **options)
     with pytest.raises(ValueError, match=said):
-        jax.eval_shape(net.init, jax.random.key(0))
+        build(name, **options)
+
+
+class Sorted:
+    """25,000 scalars, each its class: the first 5,000 are of 0, the next of 1, ..."""
+
+    spec = DataSpec((1,), 5)
+
+    def __len__(self):
+        return 25_000
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {"x": np.float32([index // 5000]), "label": index // 5000}
+
+
+def test_a_fit_of_a_sorted_source_sees_all_of_it():
+    weights, means, _, _ = analytic.fit(Sorted(), 5)
+    np.testing.assert_allclose(weights, 0.2)
+    np.testing.assert_allclose(means[:, 0], np.arange(5))
+    _, (mean,), (variance,), _ = analytic.fit(Sorted(), 0)
+    assert (mean, variance) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="no example of class 5 among 10000"):
+        analytic.fit(Sorted(), 6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusionlab import registry
-from diffusionlab.samplers import bases, frames
+from diffusionlab.samplers import base, bases, frames
 from diffusionlab.types import Prediction
 
 BLOCKS = {
@@ -221,6 +221,29 @@ def test_lanczos_with_all_products_equals_the_oracle():
     np.testing.assert_allclose(found, expected, atol=5e-3)
     np.testing.assert_allclose(further, expected, atol=5e-3)
     assert np.abs(short - expected).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "tolerance"),
+    # The square root of an eigenvalue 0 is that of its rounding.
+    [((0.37, 0.37), 1e-5), ((0.37, 0.9, 0.37), 1e-4), ((0.9, 0.0), 5e-3)],
+)
+def test_lanczos_is_exact_with_more_products_than_it_needs(eigenvalues, tolerance):
+    values, shape = jnp.array(eigenvalues), (len(eigenvalues),)
+    keys = jax.random.split(jax.random.key(3), 64)
+
+    @jax.jit
+    def draws(keys):
+        found = [
+            draw(build("lanczos", num_products=m), lambda v: values * v, keys, shape)
+            for m in (3, 5)
+        ]
+        return base.normal(base.fold(keys, 1), shape), found
+
+    xi, found = draws(keys)
+    expected = np.sqrt(eigenvalues) * xi
+    for noise in found:
+        np.testing.assert_allclose(noise, expected, atol=tolerance)
 
 
 def test_a_part_of_the_jacobian_that_is_not_symmetric_is_dropped():

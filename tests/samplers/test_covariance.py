@@ -1,5 +1,6 @@
 """Covariance-aware sampling where the exact answer is known."""
 
+import dataclasses
 import functools
 import math
 from unittest import mock
@@ -128,6 +129,19 @@ def test_gaussian_data_keep_their_variance_at_any_number_of_steps(
     np.testing.assert_allclose(mean_only, [other, unit, other], atol=6e-5)
     known = math.cos(math.pi / (2 * num_steps)) ** (2 * num_steps)
     assert mean_only[1] == pytest.approx(known, abs=1e-6)
+
+
+def test_the_default_is_ddim_at_the_first_step_unless_the_variances_are_known():
+    """DDIM leaves out sin² of a variance 1, and every later step cos² of that."""
+    plain = covariance.Covariance(num_steps=1, basis=bases.PixelIsotropic())
+    known = dataclasses.replace(plain, data_variances=(1.0,))
+    for num_steps in NUM_STEPS:
+        angle = math.pi / (2 * num_steps)
+        left_out = math.sin(angle) ** 2 * math.cos(angle) ** (2 * num_steps - 2)
+        found = sampled_variance(PROCESS, plain, num_steps)[1]
+        assert found == pytest.approx(1 - left_out, abs=1e-5)
+        found = sampled_variance(PROCESS, known, num_steps)[1]
+        assert found == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("process", [PROCESS, FLOW, EXPLODING])
@@ -274,7 +288,7 @@ def test_the_jacobian_gives_the_variance_of_the_posterior():
 
     @jax.jit
     def draw(z_t):
-        tangent = covariance.DERIVATIVES["jvp"].at(lambda z: predict(z, t), z_t)
+        tangent = covariance.DERIVATIVES["jvp"].at(lambda z: predict(z, t), z_t, 0.0)
         return SCALAR.draw(
             tangent, KEYS[:3], (1,), lambda q: COVARIANCE._variances(PROCESS, q, t)
         )
@@ -419,7 +433,7 @@ def test_finite_differences_agree_with_the_derivative():
     @jax.jit
     def products(z_t, v):
         tangents = [
-            rule.at(lambda z: predict(z, t), z_t)
+            rule.at(lambda z: predict(z, t), z_t, 1e-2)
             for rule in covariance.DERIVATIVES.values()
         ]
         single = [tangent.product(v)[1] for tangent in tangents]
@@ -433,6 +447,51 @@ def test_finite_differences_agree_with_the_derivative():
     # The step is in units of the probe: ten times the probe is ten times the product.
     for one, ten in zip(single, several, strict=True):
         np.testing.assert_allclose(10.0 * one, ten, atol=1e-2 * float(size))
+
+
+@pytest.mark.parametrize("difference", [0.1, 0.2])
+def test_the_size_of_the_difference_is_that_of_the_field(difference):
+    """For x_hat = z³ the central difference at 0 is its square."""
+    sampler = EXACT(
+        num_steps=1,
+        basis=bases.PixelIsotropic(),
+        derivative="central",
+        difference=difference,
+    )
+    t = PROCESS.schedule.inverse(jnp.float32(0.0))
+    state = sampler.init(jnp.zeros((4, 1)), t)
+    predict = lambda z, t: Prediction(z**3, z)  # noqa: E731
+    with mock.patch.object(base, "normal", ones):
+        x = sampler.step(PROCESS, predict, state, t, jnp.float32(0), KEYS).x
+    # sigma² / alpha is sqrt(1/2) here.
+    np.testing.assert_allclose(x, 0.5**0.25 * difference, rtol=1e-4)
+
+
+def test_a_network_in_bfloat16_needs_a_larger_difference():
+    numbers = np.random.default_rng(0)
+    first, last = (np.float32(numbers.normal(size=(64, 64)) / 8) for _ in range(2))
+    t = jnp.float32(0.5)
+
+    def denoise(z, dtype):
+        hidden = jnp.tanh(z.astype(dtype) @ first.astype(dtype))
+        return PROCESS.predict(hidden @ last.astype(dtype), z, t)
+
+    @jax.jit
+    def products(z_t, v):
+        def product(name, size, dtype=jnp.bfloat16):
+            rule = covariance.DERIVATIVES[name]
+            return rule.at(lambda z: denoise(z, dtype), z_t, size).product(v)[1]
+
+        exact = product("jvp", 0.0, jnp.float32)
+        return exact, product("central", 0.2), product("central", 1e-2)
+
+    z_t, v = jax.random.normal(KEYS[0], (4, 64)), bases.signs(KEYS, (64,))
+    exact, large, small = products(z_t, v)
+    large, small = (
+        np.linalg.norm(found - exact) / np.linalg.norm(exact)
+        for found in (large, small)
+    )
+    assert large < 0.04 and small > 0.08
 
 
 def counted():
@@ -591,7 +650,7 @@ def test_variances_that_do_not_suit_the_basis_are_refused():
 @pytest.mark.parametrize(
     "options",
     [dict(eta=1.5), dict(eta_last=-0.1), dict(derivative="backward"),
-     dict(num_steps=0)],
+     dict(num_steps=0), dict(difference=0.0)],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused(options):
     (name,) = options
