@@ -125,7 +125,11 @@ STABLE = {"name": "ddim", "num_steps": 2}
             r"config\.evals\.x\.sampler\.num_steps: 2 steps on this grid are unstable",
         ),
         (
-            {"name": "inversion", "num_steps": (64, 2), "sampler": UNSTABLE},
+            {
+                "name": "inversion",
+                "num_steps": (64, 2),
+                "sampler": {**UNSTABLE, "num_steps": 64},
+            },
             r"config\.evals\.x\.sampler\.num_steps: 2 steps on this grid are unstable",
         ),
     ],

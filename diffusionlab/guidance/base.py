@@ -11,7 +11,8 @@ the result of those above it. What one evaluation then costs, in network evaluat
     cads                nothing; outermost, so that all above see the corrupted label,
                         the reference of autoguidance included
 
-A transform that is off returns `predict` itself. `t` is a scalar, as in sampling, or
+A transform that is off returns `predict` itself, or, a classifier's that is asked to
+leave the label out, `predict` without it. `t` is a scalar, as in sampling, or
 `[B]`, as in evaluation; only a scalar t saves the evaluations outside an interval.
 """
 

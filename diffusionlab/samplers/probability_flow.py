@@ -133,8 +133,10 @@ class ProbabilityFlow:
         s: Array,
         keys: Array,
     ) -> State:
-        """Returns the state at s, both scalars; deterministic: `keys` is not used."""
+        """Returns the state at s, both scalars; deterministic: `keys` is not used.
 
+        `predict` is called with a time for each example, `[B]`, but for the last time.
+        """
         times = jnp.broadcast_to(t, state.z.shape[:1])
         velocity, arrays = _one_by_one(
             lambda z, time: process.velocity(predict(z, time), time), state.z, times

@@ -185,10 +185,12 @@ def test_the_note_says_of_what_the_density_is(exact_context):
 
 
 @pytest.mark.parametrize("end", [-15.0, -20.0, math.nan])
-def test_a_bound_ends_before_there_is_noise_alone(end):
+def test_a_bound_ends_before_there_is_noise_alone(end, exact_context):
     evaluator = likelihood.Likelihood(logsnr_max=end)
     with pytest.raises(ValueError, match="^logsnr_max: must be above -15, the sched"):
         evaluator.check_process(PROCESSES["cosine"])
+    with pytest.raises(ValueError, match="^logsnr_max"):
+        evaluator(exact_context(PROCESSES["cosine"], ONE, 0.5, number=2))
     likelihood.Likelihood(logsnr_max=40.0).check_process(PROCESSES["cosine"])
 
 

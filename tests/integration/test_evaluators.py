@@ -96,9 +96,9 @@ def test_results_of_other_settings_lie_beside_each_other(run):
     stored["evals"] = {"codes": {**block, "num_steps": [3]}}
     del stored["sampler"]["grid"]
     (folder / "config.json").write_text(json.dumps(stored))
-    assert evaluated(num_steps=[3])[0] == [plain]
     (other,), _ = evaluated()
     assert other.startswith("step_00000000_settings-")
+    assert evaluated(num_steps=[3])[0] == [plain]
 
 
 @pytest.mark.parametrize(
