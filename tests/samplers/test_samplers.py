@@ -138,12 +138,12 @@ def test_evaluations_are_as_many_as_stated_and_begin_at_noise(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("schedule", registry.table("schedule"))
+@pytest.mark.parametrize(
+    "schedule", ["shifted_cosine", "flow", "variance_exploding", "discrete_beta"]
+)
 def test_a_sampler_works_with_every_schedule_or_says_why_not(name, schedule):
-    sizes = {
-        "shifted_cosine": {"resolution": 64, "reference": 32},
-        "interpolated_cosine": {"resolution": 64, "low": 16, "high": 64},
-    }
+    # The others are of one of these kinds: a shift, not preserving variance, a chain.
+    sizes = {"shifted_cosine": {"resolution": 64, "reference": 32}}
     block = {"name": schedule, **sizes.get(schedule, {})}
     built = registry.build("schedule", block, "config.schedule")
     process = Gaussian(schedule=built, prediction="v")

@@ -213,12 +213,11 @@ def test_the_stability_check_computes_the_variance_of_the_steps(sampler):
     [
         ("cosine", "uniform", False),
         ("cosine", "logsnr", True),
-        ("cosine", "rho", False),
+        ("cosine", "rho", True),
         ("linear_beta", "uniform", True),
         ("edm", "uniform", True),
         ("flow", "uniform", False),
         ("flow", "logsnr", True),
-        ("linear_logsnr", "rho", False),
     ],
 )
 def test_euler_maruyama_is_refused_where_it_blows_up(schedule, grid, stable):
