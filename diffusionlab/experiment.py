@@ -324,6 +324,13 @@ def check_sampler(sampler: Sampler, experiment: Experiment, path: str) -> None:
 
     One that does not suit all of them has `check(process, spec)`, which raises it.
     """
+    parts = ("times", "init", "step", "final", "num_evaluations")
+    missing = [part for part in parts if not hasattr(sampler, part)]
+    if missing:
+        raise ValueError(
+            f"{path}.name: {type(sampler).__name__} is no sampler, it has no "
+            f"{', '.join(missing)}; see `Sampler` in types.py."
+        )
     try:
         sampler.times(experiment.process.schedule)
         if hasattr(sampler, "check"):

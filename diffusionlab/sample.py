@@ -81,6 +81,8 @@ def sample(
         "batch_size": batch_size,
         **inference.sampler_record(experiment),
     }
+    if any(experiment.references):
+        job["reference_steps"] = list(inference.reference_steps(experiment))
     _claim(out, job)
     if (out / "samples.npz").exists():
         return out

@@ -54,7 +54,9 @@ class Prediction(NamedTuple):
 
 
 Predict = Callable[[Array, Array], Prediction]
-"""(z_t, t) -> Prediction; parameters, conditioning and guidance are already inside."""
+"""(z_t, t) -> Prediction; parameters, conditioning and guidance are already inside.
+
+t is a scalar, or `[B]` where examples have times of their own."""
 
 CondPredict = Callable[[Array, Array, Cond], Prediction]
 """(z_t, t, cond) -> Prediction: what guidance transforms."""
@@ -279,7 +281,8 @@ class Evaluator(Protocol):
     """From (samples, data, losses) to named numbers and pictures.
 
     `every` is in steps; 0 runs it only at the end of training and in mode eval. One
-    that does not suit every data source has `check(source)`, which raises ValueError.
+    that does not suit every data source has `check(source)`, one that does not suit
+    every process `check_process(process)`; they raise ValueError.
     """
 
     every: int

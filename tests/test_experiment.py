@@ -185,3 +185,17 @@ def test_guidance_without_a_trained_null_class_is_refused(smoke):
     )
     with pytest.raises(ValueError, match="label_dropout=0 never trains"):
         experiment.build(config)
+
+
+def test_a_sampler_without_its_parts_is_named(smoke):
+    class Half:
+        num_evaluations = 1
+
+        def step(self):
+            pass
+
+    message = (
+        r"^config\.sampler\.name: Half is no sampler, it has no times, init, final"
+    )
+    with pytest.raises(ValueError, match=message):
+        experiment.check_sampler(Half(), None, "config.sampler")

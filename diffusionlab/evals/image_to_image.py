@@ -53,7 +53,7 @@ class ImageToImage:
       every: steps between evaluations; 0 is at the end only.
     """
 
-    start_times: tuple = (0.2, 0.4, 0.6, 0.8, 1.0)
+    start_times: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     sampler: types.Sampler | None = None
     label: int | None = None
     num_examples: int = 256

@@ -58,7 +58,7 @@ class Inversion:
     """
 
     sampler: types.Sampler | None = None
-    num_steps: tuple = (8, 16, 32, 64)
+    num_steps: tuple[int, ...] = (8, 16, 32, 64)
     num_examples: int = 256
     num_shown: int = 10
     every: int = 0

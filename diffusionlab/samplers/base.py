@@ -111,7 +111,8 @@ def solve(
     Args:
       sampler: its `num_steps` and grid are not looked at.
       process: knows the schedule.
-      predict: `(z_t, t) -> Prediction`, with t a float32 scalar.
+      predict: `(z_t, t) -> Prediction`, with t a float32 scalar, or `[B]` from a
+        sampler whose examples have times of their own.
       z: `[B, ...]`, the latent at times[0].
       times: `[N + 1]`; ascending ones run a deterministic sampler towards noise.
       keys: `[B]` typed keys, one per sample.
