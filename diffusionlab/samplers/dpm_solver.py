@@ -65,19 +65,27 @@ def _first_order(sampler, process, x: Array, z_t: Array, t: Array, s: Array) -> 
     return kept - alpha_s * jnp.expm1(-g) * x
 
 
-def _step(sampler, process, predict, state, t, s, keys, moments) -> multistep.Memory:
-    """Returns the state after (1), given the function g -> moments of u^0, u^1, ..."""
+def _multistep(
+    self,
+    process: Process,
+    predict: Predict,
+    state: multistep.Memory,
+    t: Array,
+    s: Array,
+    keys: Array,
+) -> multistep.Memory:
+    """Returns the state at s, both scalars; `keys` `[B]` is used for eta > 0."""
     x = predict(state.z, t).x
     alpha_s, _ = process.schedule.alpha_sigma(s)
     h = base.half_logsnr_step(process, t, s)
     places = multistep.places(state, multistep.half_logsnr_coordinate(process, t, s))
-    found = moments((1.0 + sampler.eta) * h)
-    weight = multistep.weights(places, found, multistep.usable(state, s))
-    first = _first_order(sampler, process, x, state.z, t, s)
+    moments = self.moments((1.0 + self.eta) * h)
+    weight = multistep.weights(places, moments, multistep.usable(state, s))
+    first = _first_order(self, process, x, state.z, t, s)
     z = multistep.combine(first, [alpha_s * w for w in weight], x, state.past)
-    if sampler.eta:
+    if self.eta:
         noise = base.normal(keys, z.shape[1:])
-        z = z + _noise(sampler, process, t, s) * noise
+        z = z + _noise(self, process, t, s) * noise
     return multistep.after(state, z, x, x, t)
 
 
@@ -139,7 +147,7 @@ class Dpm2M:
     grid: grids.Grid | None = None
     eta: float = 0.0
 
-    times, final = base.times, base.final
+    times, step, final = base.times, _multistep, base.final
     num_evaluations = base.one_per_step
 
     def __post_init__(self):
@@ -149,22 +157,10 @@ class Dpm2M:
         """Returns the state at z_t `[B, ...]`."""
         return multistep.remember(z, t, 1)
 
-    def step(
-        self,
-        process: Process,
-        predict: Predict,
-        state: multistep.Memory,
-        t: Array,
-        s: Array,
-        keys: Array,
-    ) -> multistep.Memory:
-        """Returns the state at s, both scalars; `keys` `[B]` is used for eta > 0."""
-
-        def moments(g):
-            whole = -jnp.expm1(-g)
-            return [whole, 0.5 * whole]
-
-        return _step(self, process, predict, state, t, s, keys, moments)
+    def moments(self, g: Array) -> list[Array]:
+        """Returns the moments of u^0 and u^1 in (3)."""
+        whole = -jnp.expm1(-g)
+        return [whole, 0.5 * whole]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +185,7 @@ class Dpm3M:
     eta: float = 0.0
     published: bool = False
 
-    times, final = base.times, base.final
+    times, step, final = base.times, _multistep, base.final
     num_evaluations = base.one_per_step
 
     def __post_init__(self):
@@ -199,22 +195,10 @@ class Dpm3M:
         """Returns the state at z_t `[B, ...]`."""
         return multistep.remember(z, t, 2)
 
-    def step(
-        self,
-        process: Process,
-        predict: Predict,
-        state: multistep.Memory,
-        t: Array,
-        s: Array,
-        keys: Array,
-    ) -> multistep.Memory:
-        """Returns the state at s, both scalars; `keys` `[B]` is used for eta > 0."""
-
-        def moments(g):
-            whole, slope, square = multistep.exponential_moments(g, 3)
-            return [whole, slope, 0.5 * square if self.published else square]
-
-        return _step(self, process, predict, state, t, s, keys, moments)
+    def moments(self, g: Array) -> list[Array]:
+        """Returns the moments of u^0, u^1 and u^2 in (4)."""
+        whole, slope, square = multistep.exponential_moments(g, 3)
+        return [whole, slope, 0.5 * square if self.published else square]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import gaussian
 
 from diffusionlab import registry
 from diffusionlab.processes.gaussian import Gaussian
@@ -25,20 +26,11 @@ KEYS = jax.random.split(jax.random.key(0), 2)
 SIGNS = jnp.tile(jnp.array([1.0, -1.0]), (2, 4))
 
 
-def denoiser(process, variance):
-    def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        total = alpha**2 * variance + sigma**2
-        return Prediction(alpha * variance * z_t / total, sigma * z_t / total)
-
-    return predict
-
-
 @functools.cache
 def program(sampler):
     @jax.jit
     def solve(variance, times):
-        predict = denoiser(WIDE, variance)
+        predict = gaussian(WIDE, std=jnp.sqrt(variance))
         state = base.solve(sampler, WIDE, predict, SIGNS, times, KEYS)
         return jnp.mean(sampler.final(state) ** 2) / variance
 
@@ -65,7 +57,9 @@ def single(sampler, process, variance):
 
     def step(z, t, s):
         state = sampler.init(z, t)
-        return sampler.step(process, denoiser(process, variance), state, t, s, KEYS)
+        return sampler.step(
+            process, gaussian(process, std=jnp.sqrt(variance)), state, t, s, KEYS
+        )
 
     return jax.jit(step)
 
@@ -145,7 +139,7 @@ def test_the_variance_that_ancestral_sampling_leaves(num_steps, expected):
     @jax.jit
     def step(t, s):
         one = jnp.ones_like(t)
-        prediction = denoiser(WIDE, 1.0)(one, t)
+        prediction = gaussian(WIDE)(one, t)
         mean, added = WIDE.posterior(prediction, one, t, s, sampler.noise_exponent)
         return prediction.x, mean, added
 
@@ -222,7 +216,7 @@ def test_a_step_is_the_published_one(process):
     )
     for t, s in ((0.9, 0.5), (0.3, 0.2)):
         (a_t, a_s), (s_t, s_s) = scales(process, t, s)
-        x = np.float64(denoiser(process, 0.25)(z, t).x)
+        x = np.float64(gaussian(process, std=0.5)(z, t).x)
         e = (np.float64(z) - a_t * x) / s_t
         mean = (e**2).mean((1, 2), keepdims=True)
         lost = (a_s - a_t * s_s / s_t) ** 2 * 0.1 / (2 + a_t**2 / s_t**2)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import gaussian
 
 from diffusionlab import registry
 from diffusionlab.processes.gaussian import Gaussian
@@ -31,18 +32,6 @@ def build(name, **options):
     return registry.build("sampler", block, "config.sampler")
 
 
-def denoiser(process, mean=0.3, std=0.5):
-    def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        total = alpha**2 * std**2 + sigma**2
-        centred = z_t - alpha * mean
-        return Prediction(
-            mean + alpha * std**2 * centred / total, sigma * centred / total
-        )
-
-    return predict
-
-
 def constant_x(process, x=0.7):
     def predict(z_t, t):
         alpha, sigma = process.schedule.alpha_sigma(t)
@@ -62,7 +51,9 @@ def latents(sampler, process, predict, times=TIMES):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_1s_is_ddim_and_its_sde_is_ancestral_sampling(schedule):
     process = PROCESSES[schedule]
-    run = functools.partial(latents, process=process, predict=denoiser(process))
+    run = functools.partial(
+        latents, process=process, predict=gaussian(process, 0.3, 0.5)
+    )
     ode = run(build("dpm_solver_1s"))
     np.testing.assert_allclose(ode, run(Ddim(num_steps=4)), rtol=2e-5, atol=2e-6)
     sde = run(build("dpm_solver_1s", eta=1.0))
@@ -77,7 +68,7 @@ def test_eta_of_ddim_counts_variance_and_this_one_time():
     h = float(base.half_logsnr_step(process, *times))
     same = ((1.0 - np.exp(-2.0 * 0.6 * h)) / (1.0 - np.exp(-2.0 * h))) ** 0.5
     found = [
-        latents(sampler, process, denoiser(process), times)
+        latents(sampler, process, gaussian(process, 0.3, 0.5), times)
         for sampler in (build("dpm_solver_1s", eta=0.6), Ddim(num_steps=1, eta=same))
     ]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
@@ -89,7 +80,7 @@ def test_eta_of_ddim_counts_variance_and_this_one_time():
 def test_the_first_step_and_the_last_are_of_order_1(name, eta, times):
     process = PROCESSES["cosine"]
     found = [
-        latents(build(q, eta=eta), process, denoiser(process), times)
+        latents(build(q, eta=eta), process, gaussian(process, 0.3, 0.5), times)
         for q in (name, "dpm_solver_1s")
     ]
     np.testing.assert_array_equal(*found)
@@ -143,7 +134,7 @@ def test_variance_of_unit_gaussian_data(num_steps, variance):
     state = base.solve(
         sampler,
         process,
-        denoiser(process, mean=0.0, std=1.0),
+        gaussian(process),
         jnp.ones((1, 1)),
         times,
         jax.random.split(jax.random.key(0), 1),

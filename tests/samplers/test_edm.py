@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import flow_map, gaussian
 
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.samplers import base, edm, grids
@@ -24,32 +25,11 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 Z = jnp.array([[-1.5], [0.2], [2.0]])
 
 
-def denoiser(process, mean=MEAN, std=STD):
-    def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        total = alpha**2 * std**2 + sigma**2
-        return Prediction(
-            (alpha * std**2 * z_t + sigma**2 * mean) / total,
-            sigma * (z_t - alpha * mean) / total,
-        )
-
-    return predict
-
-
 @functools.cache
 def program(sampler, process, mean=MEAN, std=STD):
     """`(z, times) -> state`, compiled once for a number of times."""
-    predict = denoiser(process, mean, std)
+    predict = gaussian(process, mean, std)
     return jax.jit(lambda z, t: base.solve(sampler, process, predict, z, t, KEYS))
-
-
-def exact(process, z, t, s, mean=MEAN, std=STD):
-    """The probability-flow map of N(mean, std²) data from t to s, in float64."""
-    (a_t, s_t), (a_s, s_s) = (
-        np.float64(process.schedule.alpha_sigma(jnp.float32(q))) for q in (t, s)
-    )
-    ratio = np.sqrt((a_s**2 * std**2 + s_s**2) / (a_t**2 * std**2 + s_t**2))
-    return a_s * mean + ratio * (np.float64(z) - a_t * mean)
 
 
 def reference(process, z, times, mean=MEAN, std=STD, order=2):
@@ -87,7 +67,7 @@ def test_the_error_of_the_latent_falls_with_the_order(sampler, order, process):
     for n in (16, 32):
         times = np.linspace(0.8, 0.1, n + 1, dtype=np.float32)
         state = program(sampler(num_steps=n), process)(Z, times)
-        errors.append(np.abs(state.z - exact(process, Z, 0.8, 0.1)).max())
+        errors.append(np.abs(state.z - flow_map(process, Z, 0.8, 0.1, MEAN, STD)).max())
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
 
 
@@ -99,7 +79,7 @@ def test_inversion_and_back_is_the_identity_but_for_the_steps(sampler, tolerance
     solve = program(sampler(num_steps=64), COSINE)
     up = solve(Z, down[::-1]).z
     np.testing.assert_allclose(
-        up, exact(COSINE, Z, 0.0, 0.95), rtol=tolerance, atol=tolerance
+        up, flow_map(COSINE, Z, 0.0, 0.95, MEAN, STD), rtol=tolerance, atol=tolerance
     )
     np.testing.assert_allclose(solve(up, down).z, Z, atol=tolerance)
 
@@ -125,11 +105,13 @@ def test_euler_is_ddim():
 def test_heun_ends_with_the_x_of_an_euler_step():
     z, t = jnp.ones((3, 1)), jnp.float32(0.3)
     heun, euler = (
-        s.step(COSINE, denoiser(COSINE), s.init(z, t), t, jnp.float32(0), KEYS)
+        s.step(
+            COSINE, gaussian(COSINE, MEAN, STD), s.init(z, t), t, jnp.float32(0), KEYS
+        )
         for s in (Heun(num_steps=1), Euler(num_steps=1))
     )
     np.testing.assert_array_equal(heun.z, euler.z)
-    np.testing.assert_array_equal(heun.x, denoiser(COSINE)(z, t).x)
+    np.testing.assert_array_equal(heun.x, gaussian(COSINE, MEAN, STD)(z, t).x)
 
 
 @pytest.mark.parametrize("sampler", [Euler, Heun])
@@ -167,7 +149,7 @@ def test_without_churn_no_noise_is_drawn():
         for sampler in (Euler(num_steps=2), Heun(num_steps=2)):
             state = sampler.init(Z, jnp.float32(1))
             t, s = jnp.float32(0.6), jnp.float32(0.3)
-            sampler.step(COSINE, denoiser(COSINE), state, t, s, KEYS)
+            sampler.step(COSINE, gaussian(COSINE, MEAN, STD), state, t, s, KEYS)
 
 
 @pytest.mark.parametrize("process", [COSINE, FLOW])
@@ -221,7 +203,7 @@ def variances(sampler, process):
 
     def latent(z, t, s):
         state = sampler.init(jnp.full((1, 1), z), t)
-        predict = denoiser(process, 0.0)
+        predict = gaussian(process, 0.0, STD)
         return sampler.step(process, predict, state, t, s, KEYS[:1]).z[0, 0]
 
     with mock.patch.object(base, "normal", lambda keys, shape: jnp.ones((1, 1))):
@@ -237,7 +219,7 @@ def variances(sampler, process):
 def test_churned_samples_have_the_variance_of_the_recursion():
     sampler = Heun(num_steps=12, churn=4.0, grid=grids.Rho())
     keys = jax.random.split(jax.random.key(1), 16)
-    predict = denoiser(COSINE, 0.0)
+    predict = gaussian(COSINE, 0.0, STD)
     x = jax.jit(lambda k: base.sample(sampler, COSINE, predict, k, (4096,)))(keys)
     expected = variances(sampler, COSINE)[-1]
     assert float(x.var()) == pytest.approx(expected, rel=5 * (2 / x.size) ** 0.5)

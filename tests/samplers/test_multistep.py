@@ -2,8 +2,8 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
+import known
 import numpy as np
 import pytest
 
@@ -50,27 +50,12 @@ def eps_of(process, function):
 
 
 @functools.cache
-def denoiser(process, std=0.5):
-    def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        total = alpha**2 * std**2 + sigma**2
-        return Prediction(alpha * std**2 * z_t / total, sigma * z_t / total)
-
-    return predict
-
-
-@functools.cache
-def step_of(sampler, process, predict):
-    keys = jax.random.split(jax.random.key(0), len(Z))
-    return jax.jit(lambda q, t, s: sampler.step(process, predict, q, t, s, keys))
+def exact(process):
+    return known.gaussian(process, std=0.5)
 
 
 def solve(sampler, process, predict, times=TIMES, z=Z):
-    """As base.solve, with one compilation for any number of steps."""
-    state = sampler.init(jnp.asarray(z), jnp.asarray(times[0]))
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        state = step_of(sampler, process, predict)(state, t, s)
-    return state
+    return known.solve(sampler, process, predict, times, z)
 
 
 def rho(process, t):
@@ -172,17 +157,21 @@ def test_the_first_step_and_the_last_are_ddim(sampler, options):
     process = PROCESSES["flow"]
     for times in (TIMES[:2], np.float32([0.4, 0.0])):
         found, expected = (
-            solve(q, process, denoiser(process), times)
+            solve(q, process, exact(process), times)
             for q in (build(sampler, options), Ddim(num_steps=1))
         )
         np.testing.assert_array_equal(found.z, expected.z)
         np.testing.assert_array_equal(found.x, expected.x)
     # With a memory, the last step is DDIM's from where the others led.
     times = np.append(TIMES, np.float32(0.0))
-    found = solve(build(sampler, options), process, denoiser(process), times)
-    before = solve(build(sampler, options), process, denoiser(process), TIMES)
+    found = solve(build(sampler, options), process, exact(process), times)
+    before = solve(build(sampler, options), process, exact(process), TIMES)
     expected = solve(
-        Ddim(num_steps=1), process, denoiser(process), times[-2:], np.asarray(before.z)
+        Ddim(num_steps=1),
+        process,
+        exact(process),
+        times[-2:],
+        np.asarray(before.z),
     )
     np.testing.assert_allclose(found.z, expected.z, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.x, expected.x, rtol=1e-5, atol=1e-6)
@@ -200,7 +189,7 @@ def test_the_first_step_and_the_last_are_ddim(sampler, options):
 def test_order_1_is_ddim(sampler, options):
     process = PROCESSES["cosine"]
     found, expected = (
-        solve(q, process, denoiser(process)).z
+        solve(q, process, exact(process)).z
         for q in (build(sampler, options), Ddim(num_steps=5))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
@@ -224,7 +213,7 @@ def test_both_directions_are_finite_from_end_to_end(sampler, options):
         process = PROCESSES[name]
         for times in (np.linspace(0, 1, 9), np.linspace(1, 0, 9)):
             built = build(sampler, options)
-            found = solve(built, process, denoiser(process), np.float32(times))
+            found = solve(built, process, exact(process), np.float32(times))
             assert np.all(np.isfinite(found.z)) and np.all(np.isfinite(found.x))
 
 

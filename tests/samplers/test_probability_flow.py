@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import flow_map, gaussian
 
 from diffusionlab import registry
 from diffusionlab.processes.gaussian import Gaussian
@@ -13,7 +14,6 @@ from diffusionlab.samplers import base
 from diffusionlab.samplers.probability_flow import ProbabilityFlow
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.schedules.flow import Flow
-from diffusionlab.types import Prediction, lift
 
 COSINE = Gaussian(schedule=Cosine(), prediction="v")
 FLOW = Gaussian(schedule=Flow(), prediction="v")
@@ -23,30 +23,10 @@ Z = jnp.array([[-1.5, 0.1], [0.2, 0.4], [2.0, -3.0]])
 DOWN, UP = np.float32([1.0, 0.0]), np.float32([0.01, 1.0])
 
 
-def denoiser(process, mean=MEAN):
-    def predict(z_t, t):
-        alpha, sigma = (lift(q, z_t.ndim) for q in process.schedule.alpha_sigma(t))
-        total = alpha**2 * STD**2 + sigma**2
-        return Prediction(
-            (alpha * STD**2 * z_t + sigma**2 * mean) / total,
-            sigma * (z_t - alpha * mean) / total,
-        )
-
-    return predict
-
-
 @functools.cache
 def program(sampler, process):
-    predict = denoiser(process)
+    predict = gaussian(process, MEAN, STD)
     return jax.jit(lambda z, t: base.solve(sampler, process, predict, z, t, KEYS))
-
-
-def exact(process, z, t, s):
-    (a_t, s_t), (a_s, s_s) = (
-        np.float64(process.schedule.alpha_sigma(jnp.float32(q))) for q in (t, s)
-    )
-    ratio = np.sqrt((a_s**2 * STD**2 + s_s**2) / (a_t**2 * STD**2 + s_t**2))
-    return a_s * MEAN + ratio * (np.float64(z) - a_t * MEAN)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +36,10 @@ def exact(process, z, t, s):
 def test_it_follows_the_exact_map(solver, process, tolerance):
     state = program(ProbabilityFlow(solver=solver), process)(Z, DOWN)
     # Ten steps or so, each accepted with an error of 1e-5 (1 + |z|).
-    np.testing.assert_allclose(state.z, exact(process, Z, 1.0, 0.0), atol=tolerance)
-    denoised = denoiser(process)(state.z, jnp.float32(0)).x
+    np.testing.assert_allclose(
+        state.z, flow_map(process, Z, 1.0, 0.0, MEAN, STD), atol=tolerance
+    )
+    denoised = gaussian(process, MEAN, STD)(state.z, jnp.float32(0)).x
     np.testing.assert_allclose(state.x, denoised, rtol=1e-6)
     assert np.all(state.evaluations > 10) and np.all(state.evaluations < 100)
 
@@ -65,7 +47,9 @@ def test_it_follows_the_exact_map(solver, process, tolerance):
 def test_it_runs_towards_noise_and_back():
     solve = program(ProbabilityFlow(), COSINE)
     up = solve(Z, UP)
-    np.testing.assert_allclose(up.z, exact(COSINE, Z, 0.01, 1.0), atol=5e-4)
+    np.testing.assert_allclose(
+        up.z, flow_map(COSINE, Z, 0.01, 1.0, MEAN, STD), atol=5e-4
+    )
     np.testing.assert_allclose(solve(up.z, UP[::-1]).z, Z, atol=5e-4)
     # Only a step to t = 0 denoises.
     np.testing.assert_array_equal(up.x, 0.0)
@@ -76,7 +60,7 @@ def test_a_smaller_tolerance_costs_more_and_errs_less():
         program(ProbabilityFlow(rtol=tol, atol=tol), COSINE)(Z, DOWN)
         for tol in (1e-2, 1e-5)
     )
-    expected = exact(COSINE, Z, 1.0, 0.0)
+    expected = flow_map(COSINE, Z, 1.0, 0.0, MEAN, STD)
     assert np.all(fine.evaluations > coarse.evaluations)
     errors = [np.abs(state.z - expected).max() for state in (coarse, fine)]
     assert errors[0] > 10 * errors[1]
@@ -93,7 +77,7 @@ def test_the_reported_evaluations_are_those_made():
     """Counted at run time with a batch of one, whose loop ends when it does."""
     calls = []
     sampler = ProbabilityFlow(rtol=1e-3, atol=1e-3)
-    predict = denoiser(COSINE)
+    predict = gaussian(COSINE, MEAN, STD)
 
     def counted(z_t, t):
         jax.debug.callback(lambda t: calls.append(float(t.max())), t)
@@ -114,7 +98,7 @@ def test_every_example_keeps_its_own_condition():
 
     @jax.jit
     def solve(means):
-        predict = denoiser(COSINE, means)
+        predict = gaussian(COSINE, means, STD)
         return base.solve(ProbabilityFlow(), COSINE, predict, Z, DOWN, KEYS).x
 
     for i, mean in enumerate(means):

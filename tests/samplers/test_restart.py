@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import gaussian
 
 from diffusionlab import registry
 from diffusionlab.processes.gaussian import Gaussian
@@ -23,15 +24,6 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 Z = jnp.array([[-1.5], [0.2], [2.0]])
 
 
-def denoiser(process, std=STD):
-    def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        total = alpha**2 * std**2 + sigma**2
-        return Prediction(alpha * std**2 * z_t / total, sigma * z_t / total)
-
-    return predict
-
-
 def true(process, t, std=STD):
     alpha, sigma = np.float64(process.schedule.alpha_sigma(jnp.float32(t)))
     return alpha**2 * std**2 + sigma**2
@@ -47,7 +39,7 @@ def factors(sampler, process, times):
 
     def latent(z, t, s):
         state = base.State(jnp.full((1, 1), z), jnp.zeros((1, 1)))
-        step = sampler.step(process, denoiser(process), state, t, s, KEYS[:1])
+        step = sampler.step(process, gaussian(process, std=STD), state, t, s, KEYS[:1])
         return step.z[0, 0]
 
     with mock.patch.object(base, "normal", lambda keys, shape: jnp.ones((1, 1))):
@@ -117,7 +109,7 @@ def test_without_repeats_it_is_heun(restarts):
     found, expected = (
         jax.jit(
             lambda z, s=s: base.solve(
-                s, FLOW, denoiser(FLOW), z, s.times(FLOW.schedule), KEYS
+                s, FLOW, gaussian(FLOW, std=STD), z, s.times(FLOW.schedule), KEYS
             )
         )(Z)
         for s in samplers
@@ -176,7 +168,12 @@ def test_each_repeat_draws_its_own_noise():
 
     with mock.patch.object(base, "normal", normal), jax.disable_jit():
         base.solve(
-            sampler, COSINE, denoiser(COSINE), Z, sampler.times(COSINE.schedule), KEYS
+            sampler,
+            COSINE,
+            gaussian(COSINE, std=STD),
+            Z,
+            sampler.times(COSINE.schedule),
+            KEYS,
         )
     assert len(ones) == 2 and len(np.unique(np.concatenate(ones))) == 6
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import gaussian
 
 from diffusionlab import keys as keys_lib
 from diffusionlab import registry
@@ -17,7 +18,7 @@ from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.schedules.flow import Flow
-from diffusionlab.types import DataSpec, Prediction, lift
+from diffusionlab.types import DataSpec, Prediction
 
 SAMPLERS = list(registry.table("sampler"))
 # What a sampler needs on vectors of a few entries beside its number of steps.
@@ -36,18 +37,6 @@ UNIFORM = grids.Uniform()
 NUM_STEPS = (1, 2, 3, 8, 10, 100)
 
 
-def denoiser(process, mean=0.0, std=1.0):
-    """The exact prediction for data N(mean, std²)."""
-
-    def predict(z_t, t):
-        alpha, sigma = (lift(q, z_t.ndim) for q in process.schedule.alpha_sigma(t))
-        total = alpha**2 * std**2 + sigma**2
-        x = (alpha * std**2 * z_t + sigma**2 * mean) / total
-        return Prediction(x, sigma * (z_t - alpha * mean) / total)
-
-    return predict
-
-
 def build(name, num_steps):
     block = {"name": name, "num_steps": num_steps, **OPTIONS.get(name, {})}
     return registry.build("sampler", block, "config.sampler")
@@ -60,7 +49,7 @@ def coefficients(sampler, process, mean=0.0, std=1.0):
     The noise of a step is replaced by ones; without data mean, `addition` is its scale.
     """
     grids = {n: UNIFORM(None, n) for n in NUM_STEPS}
-    predict = denoiser(process, mean, std)
+    predict = gaussian(process, mean, std)
     keys = jax.random.split(jax.random.key(0), 1)
 
     def latent(z, t, s):
@@ -92,7 +81,7 @@ def variances(signal, noise, start=1.0):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gaussian_data_are_sampled_each_example_by_its_own_key(name):
     """On a schedule that does not preserve variance; orders are in test_orders.py."""
-    sampler, predict = build(name, 40), denoiser(FLOW, mean=0.3, std=0.5)
+    sampler, predict = build(name, 40), gaussian(FLOW, mean=0.3, std=0.5)
     sample = jax.jit(lambda keys: base.sample(sampler, FLOW, predict, keys, (6,)))
     keys = keys_lib.sample_keys(0, jnp.arange(1 << 12))
     x = sample(keys)
@@ -109,7 +98,7 @@ def test_gaussian_data_are_sampled_each_example_by_its_own_key(name):
 
 def test_a_sample_hardly_depends_on_the_size_of_its_batch():
     keys = keys_lib.sample_keys(0, jnp.arange(8))
-    predict, sampler = denoiser(PROCESS, std=0.5), build("ddim", 5)
+    predict, sampler = gaussian(PROCESS, std=0.5), build("ddim", 5)
     sample = jax.jit(lambda keys: base.sample(sampler, PROCESS, predict, keys, (6,)))
     # Another batch size is another program, which may round differently.
     np.testing.assert_allclose(
@@ -159,7 +148,7 @@ def test_a_sampler_works_with_every_schedule_or_says_why_not(name, schedule):
         return  # its loop does not run without jit; one compilation each is too slow
     keys = jax.random.split(jax.random.key(0), 2)
     with jax.disable_jit():
-        x = base.sample(sampler, process, denoiser(process, std=0.5), keys, (2,))
+        x = base.sample(sampler, process, gaussian(process, std=0.5), keys, (2,))
     assert np.all(np.isfinite(x)) and np.abs(x).max() < 10
 
 
@@ -253,7 +242,7 @@ def test_variance_of_unit_gaussian_data(num_steps, truncated, untruncated, retur
 def test_samples_have_the_variance_of_the_coefficients(exponent, variance):
     sampler = Ancestral(num_steps=3, noise_exponent=exponent)
     keys = jax.random.split(jax.random.key(0), 64)
-    x = base.sample(sampler, PROCESS, denoiser(PROCESS), keys, (4096,))
+    x = base.sample(sampler, PROCESS, gaussian(PROCESS), keys, (4096,))
     assert float(x.var()) == pytest.approx(variance, rel=5 * (2 / x.size) ** 0.5)
 
 
@@ -283,7 +272,7 @@ def test_ddim_is_deterministic_given_the_first_latent():
     state = Ddim(num_steps=2).init(jnp.ones((2, 3)), jnp.float32(1))
     t, s = jnp.float32(0.8), jnp.float32(0.4)
     first, second = (
-        Ddim(num_steps=2).step(PROCESS, denoiser(PROCESS), state, t, s, k)
+        Ddim(num_steps=2).step(PROCESS, gaussian(PROCESS), state, t, s, k)
         for k in (keys, keys[::-1])
     )
     np.testing.assert_array_equal(first.z, second.z)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import gaussian
 
 from diffusionlab import registry
 from diffusionlab.processes.gaussian import Gaussian
@@ -28,18 +29,6 @@ def build(name, num_steps, **options):
     return registry.build("sampler", block, "config.sampler")
 
 
-def denoiser(process, mean=MEAN, std=STD):
-    def predict(z_t, t):
-        alpha, sigma = process.schedule.alpha_sigma(t)
-        total = alpha**2 * std**2 + sigma**2
-        return Prediction(
-            (alpha * std**2 * z_t + sigma**2 * mean) / total,
-            sigma * (z_t - alpha * mean) / total,
-        )
-
-    return predict
-
-
 def scales(process, t):
     return np.float64(process.schedule.alpha_sigma(jnp.float32(t)))
 
@@ -49,7 +38,7 @@ def step(predictor, process):
     """`(z, t, s) -> mean, scale` of a predictor for data N(MEAN, STD²), vectorised."""
 
     def one(z, t, s):
-        return predictor(process, denoiser(process)(z, t), z, t, s)
+        return predictor(process, gaussian(process, MEAN, STD)(z, t), z, t, s)
 
     return jax.jit(jax.vmap(one))
 
@@ -102,7 +91,7 @@ def test_reverse_diffusion_is_the_published_step_for_discrete_betas():
     z, t, s = (jnp.array([q], jnp.float32) for q in (0.7, 0.5, 0.45))
     (a_t, a_s), _ = scales(process, [0.5, 0.45])
     beta = 1.0 - (a_t / a_s) ** 2
-    prediction = denoiser(process)(z, t)
+    prediction = gaussian(process, MEAN, STD)(z, t)
     mean, scale = sde.reverse_diffusion(process, prediction, z, t, s)
     _, sigma = scales(process, 0.5)
     score = -np.float64(prediction.eps) / sigma
@@ -115,7 +104,7 @@ def test_reverse_diffusion_is_the_published_step_for_discrete_betas():
 def test_a_langevin_step_is_the_published_one(process):
     z, noise = jax.random.normal(jax.random.key(0), (2, 3, 4, 2))
     t, s = jnp.float32(0.6), jnp.float32(0.5)
-    prediction = denoiser(process)(z, s)
+    prediction = gaussian(process, MEAN, STD)(z, s)
     found = sde.langevin(process, prediction, z, t, s, 0.16, noise)
     (a_t, a_s), (_, sigma) = scales(process, [0.6, 0.5])
     z, noise, score = map(np.float64, (z, noise, -prediction.eps / np.float32(sigma)))
@@ -140,7 +129,7 @@ def test_the_corrector_alone_goes_to_the_variance_of_the_process():
     t, s, size = jnp.float32(0.55), jnp.float32(0.5), 1 << 12
     alpha, sigma = scales(COSINE, 0.5)
     true = alpha**2 * STD**2 + sigma**2
-    predict = denoiser(COSINE, 0.0)
+    predict = gaussian(COSINE, 0.0, STD)
     keys = jax.random.split(jax.random.key(0), 4)
 
     @jax.jit
@@ -169,7 +158,7 @@ def variances(sampler, process):
     """Ratio at each stop, the noise of the steps replaced by independent entries."""
     keys = jax.random.split(jax.random.key(0), 1)
     shape, found = (1, 1 << 13), []
-    predict = denoiser(process, 0.0, 1.0)
+    predict = gaussian(process)
     times = sampler.times(process.schedule)
 
     @jax.jit
@@ -256,7 +245,7 @@ def test_evaluations_are_as_many_as_stated(num_steps, num_corrector):
 def test_without_a_corrector_the_ancestral_predictor_is_ancestral_sampling():
     keys = jax.random.split(jax.random.key(0), 2)
     z, t, s = jnp.ones((2, 3)), jnp.float32(0.5), jnp.float32(0.4)
-    predict = denoiser(FLOW)
+    predict = gaussian(FLOW, MEAN, STD)
     found, expected = (
         build(name, 4, **more).step(FLOW, predict, base.State(z, z), t, s, keys)
         for name, more in (
@@ -278,7 +267,7 @@ def test_corrector_steps_use_their_own_noise():
     with mock.patch.object(base, "normal", wraps=base.normal) as normal:
         with jax.disable_jit():
             build("predictor_corrector", 4, num_corrector=2).step(
-                FLOW, denoiser(FLOW), base.State(z, z), t, s, keys
+                FLOW, gaussian(FLOW, MEAN, STD), base.State(z, z), t, s, keys
             )
         used = [
             jax.random.key_data(call.args[0]).tolist() for call in normal.mock_calls

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import known
 import numpy as np
 import pytest
 
@@ -43,18 +44,8 @@ def predictor(process):
     return predict
 
 
-@functools.cache
-def step_of(sampler, process, predict):
-    keys = jax.random.split(jax.random.key(0), len(Z))
-    return jax.jit(lambda q, t, s: sampler.step(process, predict, q, t, s, keys))
-
-
 def solve(sampler, process, predict, times=TIMES, z=Z):
-    """As base.solve, with one compilation for any number of steps."""
-    state = sampler.init(jnp.asarray(z), jnp.asarray(times[0]))
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        state = step_of(sampler, process, predict)(state, t, s)
-    return state
+    return known.solve(sampler, process, predict, times, z)
 
 
 def systems(ratios, h, variant, simple):
