@@ -15,8 +15,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from diffusionlab import checks, experiment, inference, keys, registry, sharding, state
 from diffusionlab import config as config_lib
-from diffusionlab import experiment, inference, keys, registry, sharding, state
 from diffusionlab.samplers import base
 
 
@@ -113,7 +113,7 @@ def against_passes(name, built, mesh, params, label, args) -> None:
         block["grid"] = {"name": "rho"}
     sampler = registry.build("sampler", block, "sampler")
     try:
-        experiment.check_sampler(sampler, built, name)
+        checks.check_sampler(sampler, built, name)
     except ValueError as error:
         print(f"{name:<20} refused: {error}")
         return

@@ -16,13 +16,15 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as rules
 
-from diffusionlab import multihost
+from diffusionlab import multihost, workdir
 from diffusionlab.settings import Checkpoint
 from diffusionlab.state import TrainState
 
@@ -69,6 +71,81 @@ def _is_damage(error: BaseException) -> bool:
     return damage
 
 
+class Best:
+    """Which step has the best value so far, and best.json, which says so.
+
+    Process 0 compares and writes, and the others take its answer: what is kept is
+    decided alike, whatever the last bits of a number are elsewhere.
+
+    Args:
+      folder: the run directory.
+      settings: name the number.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: Checkpoint):
+        self.step: int | None = None
+        self._value: float | None = None
+        self._path, self._settings = folder / workdir.BEST_FILE, settings
+
+    def look(self, last: int) -> None:
+        """Finds the best among the checkpoints that are there, up to step `last`.
+
+        A start that goes on from an earlier checkpoint, or with another number to look
+        at, thus names nothing that is gone.
+        """
+        metric, mode = self._settings.best, self._settings.best_mode
+        if multihost.is_main():
+            found = None
+            if metric:
+                found = workdir.find_best(self._path.parent, metric, mode, last)
+            self._take(found)
+        if metric:
+            self._agree()
+
+    def offer(
+        self, step: int, labels: Collection[str], numbers: Mapping[str, float]
+    ) -> None:
+        """Takes what the evaluators `labels` found at a step; `numbers` by full name.
+
+        Raises:
+          ValueError: the evaluator gave no such number; names those that it gave.
+        """
+        metric, mode = self._settings.best, self._settings.best_mode
+        label, _, number = metric.partition("/")
+        if not metric or label not in labels:
+            return
+        if f"eval/{metric}" not in numbers:
+            start = f"eval/{label}/"
+            given = [n.removeprefix(start) for n in numbers if n.startswith(start)]
+            raise ValueError(
+                f"config.checkpoint.best: the evaluator '{label}' gave no number "
+                f"'{number}' at step {step}; it gave: {', '.join(given) or 'none'}."
+            )
+        value = float(numbers[f"eval/{metric}"])
+        if multihost.is_main() and workdir.is_better(value, self._value, mode):
+            record = {"metric": metric, "mode": mode, "step": step, "value": value}
+            self._take(record)
+        self._agree()
+
+    def _take(self, record: Mapping[str, Any] | None) -> None:
+        self.step = record["step"] if record else None
+        self._value = record["value"] if record else None
+        if record:
+            workdir.write_json(self._path, record)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def _agree(self) -> None:
+        number = -1 if self.step is None else self.step
+        timeout = self._settings.barrier_timeout
+        agreed = multihost.all_of("which step is the best", number, timeout)[0]
+        self.step = None if agreed < 0 else agreed
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """A rule of the library: the best one stays."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -85,11 +162,14 @@ class Checkpoints:
             )
         self._saving: int | None = None
         self._timeout = timeout = settings.barrier_timeout if settings else 600
+        self._rule = None
+        if settings is not None:
+            self.best = Best(self.folder.parent, settings)
+            self._rule = _rule(settings, self.best)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=settings.keep if settings else None,
-                keep_period=(settings.keep_every or None) if settings else None,
+                preservation_policy=self._rule,
                 read_only=settings is None,
                 cleanup_tmp_directories=settings is not None,
                 async_options=ocp.AsyncOptions(timeout_secs=timeout),
@@ -142,6 +222,27 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+    def judge(
+        self, step: int, labels: Collection[str], numbers: Mapping[str, float]
+    ) -> None:
+        """Takes what evaluators found, see `Best.offer`.
+
+        Where that comes after the save, as at the last step, the checkpoint that is
+        not the best any more goes now, unless it stays for another reason.
+
+        Raises:
+          ValueError: the evaluator gave no such number.
+        """
+        before = self.best.step
+        self.best.offer(step, labels, numbers)
+        saved = self._manager.all_steps()
+        if step not in saved or before not in saved:
+            return
+        found = [SimpleNamespace(step=one) for one in sorted(saved)]
+        kept = self._rule.should_preserve(found, context=None)
+        if not dict(zip(sorted(saved), kept, strict=True))[before]:
+            self._manager.delete(before)
 
     def _read(self, step: int, items: tuple[str, ...], read: Callable[[], Any]) -> Any:
         """Returns `read()` if every process can read the checkpoint.
@@ -246,6 +347,14 @@ class Checkpoints:
         multihost.barrier(f"step {step} was set aside", self._timeout)
         self._manager.reload()
         return kept
+
+
+def _rule(settings: Checkpoint, best: Best) -> rules.PreservationPolicy:
+    """What stays when a checkpoint is saved; decided before the old ones go."""
+    kept: list[rules.PreservationPolicy] = [rules.LatestN(settings.keep), best]
+    if settings.keep_every:
+        kept.append(rules.EveryNSteps(settings.keep_every))
+    return rules.AnyPreservationPolicy(kept)
 
 
 @contextlib.contextmanager

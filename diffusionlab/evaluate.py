@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from diffusionlab import config as config_lib
-from diffusionlab import inference, multihost, pictures, workdir
+from diffusionlab import inference, multihost, pictures, restore, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult, Sampler
@@ -35,36 +36,69 @@ class Evaluation:
         self._loss = inference.make_loss(experiment, mesh)
         self._predict = inference.make_plain_predict(experiment, mesh)
         self._compute = inference.make_compute(experiment, mesh)
+        self._timeout = experiment.checkpoint.barrier_timeout
+        self._apply = inference.make_apply(mesh, self._timeout)
+        self._room = inference.make_room(mesh, self._timeout)
 
     def run(
         self,
         params: Mapping[str, Any],
         step: int,
         labels,
+        ema: str,
         variants: Mapping[str, str] | None = None,
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
         """Runs the evaluators named by `labels` and writes evals/*.json.
 
         Args:
           params: by role.
           step: of the parameters.
           labels: names in `config.evals`.
+          ema: name of the average that `params` are.
           variants: by label, the start of a file name where the result is another
             than that of the run itself.
 
         Returns:
-          'eval/<label>/<name>' -> number.
+          'eval/<label>/<name>' -> number, and -> interval of those that have one.
         """
-        found, variants = {}, variants or {}
+        numbers, intervals, variants = {}, {}, variants or {}
         for label in labels:
-            result = self._experiment.evals[label](self._context(params, step))
-            references = self._experiment.references
-            steps = inference.reference_steps(self._experiment)
-            steps = {r.path: s for r, s in zip(references, steps, strict=True) if r}
+            about = self._about(step, ema)
+            stem = f"step_{step:08d}_{variants.get(label, '')}{label}"
+            scratch = self._scratch(stem, label, about)
+            context = self._context(params, step, about, scratch)
+            result = self._experiment.evals[label](context)
             if multihost.is_main():
-                self._write(label, variants.get(label, ""), step, steps, result)
-            found |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
-        return found
+                self._write(stem, label, variants.get(label, ""), step, about, result)
+            # The others may still read what lies there.
+            multihost.barrier(f"end of {label}", self._timeout)
+            if multihost.is_main():
+                shutil.rmtree(scratch, ignore_errors=True)
+            numbers |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
+            intervals |= {f"eval/{label}/{k}": v for k, v in result.intervals.items()}
+        return numbers, intervals
+
+    def _about(self, step: int, ema: str) -> dict[str, Any]:
+        """Where samples come from."""
+        references = self._experiment.references
+        steps = restore.reference_steps(self._experiment)
+        return {
+            "run": str(self._folder),
+            "step": step,
+            "ema": ema,
+            "seed": self._experiment.seed,
+            "batch_size": self._experiment.logging.num_samples,
+            **inference.sampler_record(self._experiment),
+            "reference_steps": {
+                r.path: s for r, s in zip(references, steps, strict=True) if r
+            },
+        }
+
+    def _scratch(self, stem: str, label: str, about) -> pathlib.Path:
+        """The folder of an evaluation; another one under this name had other inputs."""
+        settings = self._experiment.config["evals"][label]
+        record = {k: v for k, v in about.items() if k != "run"} | {"block": settings}
+        return self._folder / "evals" / f".unfinished_{stem}_{_short(record)}"
 
     def draw_examples(
         self, params, num: int, sampler: Sampler | None = None
@@ -73,22 +107,28 @@ class Evaluation:
 
         They are drawn as the config says, or with another `sampler`.
         """
+        parts = list(self._stream(params, num, sampler=sampler))
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _stream(
+        self,
+        params,
+        num: int,
+        start: int = 0,
+        sampler: Sampler | None = None,
+        **options,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if sampler not in self._draws:
             self._draws[sampler] = inference.make_draw(
                 self._experiment, self._mesh, sampler
             )
-        indices = np.arange(num)
-        labels = inference.labels_in_turn(self._experiment, indices)
-        size = self._experiment.logging.num_samples
-        seed = self._experiment.seed
-        x = inference.draw_many(
-            self._draws[sampler], self._mesh, params, seed, indices, labels, size
+        draw = self._draws[sampler]
+        return inference.stream(
+            self._experiment, self._mesh, draw, params, num, start, **options
         )
-        return x, labels
 
-    def _context(self, params, step) -> EvalContext:
-        experiment = self._experiment
-        timeout = experiment.checkpoint.barrier_timeout
+    def _context(self, params, step, about, scratch) -> EvalContext:
+        experiment, timeout = self._experiment, self._timeout
 
         def loss(batch, index):
             with multihost.together("a batch of losses", timeout):
@@ -115,14 +155,18 @@ class Evaluation:
             compute=compute,
             process=experiment.process,
             sampler=experiment.sampler,
+            stream=functools.partial(self._stream, params),
+            apply=self._apply,
+            room=self._room,
+            scratch=scratch,
+            about=about,
         )
 
     def _write(
-        self, label: str, variant: str, step: int, reference_steps, result: EvalResult
+        self, stem: str, label: str, variant: str, step: int, about, result: EvalResult
     ) -> None:
         folder = self._folder / "evals"
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"step_{step:08d}_{variant}{label}"
         names = []
         for name, picture in result.pictures.items():
             pictures.save_png(folder / f"{stem}_{name}.png", picture)
@@ -132,20 +176,31 @@ class Evaluation:
             "evaluator": f"{variant}{label}",
             "settings": self._experiment.config["evals"][label],
             **inference.sampler_record(self._experiment),
-            "reference_steps": reference_steps,
+            "reference_steps": about["reference_steps"],
             "numbers": result.numbers,
+            "intervals": result.intervals,
             "notes": result.notes,
+            "provenance": result.provenance,
             "pictures": names,
         }
         workdir.write_json(folder / f"{stem}.json", record)
 
 
-def table(numbers: Mapping[str, float]) -> str:
-    """Lines 'name  value', aligned."""
+def table(
+    numbers: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Lines 'name  value  [low, high]', aligned; intervals are 95 %."""
+    intervals = intervals or {}
     width = max((len(name) for name in numbers), default=0)
-    return "\n".join(
-        f"  {name:<{width}}  {value:.4g}" for name, value in numbers.items()
-    )
+    lines = []
+    for name, value in numbers.items():
+        line = f"  {name:<{width}}  {value:<10.4g}"
+        if name in intervals:
+            low, high = intervals[name]
+            line += f"  [{low:.4g}, {high:.4g}]"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
 
 
 def evaluate(
@@ -165,7 +220,7 @@ def evaluate(
       mesh: where it runs.
       folder: the run directory.
       step: of the checkpoint; None is the newest.
-      ema: name of the average; see `inference.check_ema`.
+      ema: name of the average; see `restore.check_ema`.
       follow: wait for the first checkpoint, and go on with each new one; ends after
         that of the last step, so of a run that stopped early it waits for the rest.
       poll_seconds: how often to look for a new one.
@@ -173,7 +228,7 @@ def evaluate(
     Raises:
       ValueError: there is no checkpoint of that step.
     """
-    inference.check_ema(experiment, ema)
+    restore.check_ema(experiment, ema)
     if follow and not workdir.saved_steps(folder):
         if multihost.is_main():
             print(f"'{folder}' has no checkpoint yet; waiting for it", flush=True)
@@ -181,7 +236,7 @@ def evaluate(
             time.sleep(poll_seconds)
     checkpoints = Checkpoints(folder)
     evaluation = Evaluation(experiment, mesh, folder)
-    variant = "" if ema == inference.default_ema(experiment) else f"ema-{ema}_"
+    variant = "" if ema == restore.default_ema(experiment) else f"ema-{ema}_"
     own = config_lib.completed(workdir.read_config(folder))
     record = inference.sampler_record(experiment)
     if any(own.get(k) != v for k, v in record.items()):
@@ -199,10 +254,10 @@ def evaluate(
         return multihost.all_of("which checkpoint", number, timeout)[0]
 
     def one(chosen):
-        params = inference.restore(experiment, checkpoints, chosen, ema, mesh)
-        numbers = evaluation.run(params, chosen, experiment.evals, variants)
+        params = restore.restore(experiment, checkpoints, chosen, ema, mesh)
+        found = evaluation.run(params, chosen, experiment.evals, ema, variants)
         if multihost.is_main():
-            print(f"step {chosen}, ema {ema}:\n{table(numbers)}", flush=True)
+            print(f"step {chosen}, ema {ema}:\n{table(*found)}", flush=True)
 
     if not follow:
         one(agreed(chosen_step(checkpoints, step)))

@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffusionlab import averages, registry, settings, workdir
-from diffusionlab.guidance import base as guidance
+from diffusionlab import averages, checks, registry, settings, workdir
 from diffusionlab.models import network
 from diffusionlab.types import DataSpec, Network, Objective, Process, Sampler, Source
 
@@ -152,7 +151,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
             for name, block in config["evals"].items()
         },
     )
-    _check(experiment)
+    checks.check(experiment)
     return dataclasses.replace(experiment, references=_references(experiment))
 
 
@@ -238,149 +237,3 @@ def _reference(experiment: Experiment, transform: Any, path: str) -> Reference:
 
 
 _OBJECTIVES_WITH = {"predict": "denoising", "log_probs": "noisy_classification"}
-
-
-def _check(experiment: Experiment) -> None:
-    roles = experiment.objective.roles
-    for role in roles.values():
-        if role.network not in experiment.networks:
-            raise ValueError(
-                f"config.networks: the objective needs a network '{role.network}'; "
-                f"there are: {', '.join(experiment.networks)}."
-            )
-    used = {role.network for role in roles.values()}
-    for name in experiment.networks:
-        if name not in used:
-            raise ValueError(
-                f"config.networks.{name}: no role of the objective uses it; used: "
-                f"{', '.join(sorted(used))}."
-            )
-    if set(experiment.optim) != set(roles):
-        raise ValueError(
-            f"config.optim: has blocks for {sorted(experiment.optim)}, but the "
-            f"objective trains {sorted(roles)}."
-        )
-    for name, role in roles.items():
-        for average in role.ema or ():
-            if average not in experiment.ema:
-                raise ValueError(
-                    f"config.ema.{average}: missing; role '{name}' keeps this average."
-                )
-    batch, micro = experiment.data.batch_size, experiment.train.micro_batches
-    if batch % micro:
-        raise ValueError(
-            f"config.train.micro_batches: {micro} does not divide "
-            f"config.data.batch_size ({batch})."
-        )
-    for name, evaluator in experiment.evals.items():
-        _check_evaluator(experiment, evaluator, f"config.evals.{name}")
-    _check_guidance(experiment)
-    check_sampler(experiment.sampler, experiment, "config.sampler")
-    axes = [
-        a
-        for n in experiment.networks.values()
-        for _, axes in n.param_axes
-        for a in axes
-    ]
-    known = {*settings.LOGICAL_AXES, *filter(None, axes)}
-    for logical in experiment.mesh.rules:
-        if logical not in known:
-            raise ValueError(
-                f"config.mesh.rules.{logical}: unknown logical axis"
-                f"{registry.nearest(logical, known)} Known: {', '.join(sorted(known))}."
-            )
-
-
-def _check_evaluator(experiment: Experiment, evaluator: Any, path: str) -> None:
-    for sampler in _samplers(evaluator, path):
-        check_sampler(sampler, experiment, f"{path}.sampler")
-    try:
-        if hasattr(evaluator, "check"):
-            evaluator.check(experiment.train_source)
-        if hasattr(evaluator, "check_process"):
-            evaluator.check_process(experiment.process)
-    except ValueError as error:
-        raise ValueError(f"{path}.{error}") from None
-    if getattr(evaluator, "needs_null_label", False):
-        _check_null_label(experiment, path)
-
-
-def _samplers(evaluator: Any, path: str) -> list[Sampler]:
-    """Returns what an evaluator runs its own sampler as: at each of its `num_steps`."""
-    sampler = getattr(evaluator, "sampler", None)
-    if sampler is None:
-        return []
-    counts = getattr(evaluator, "num_steps", None)
-    if not isinstance(counts, tuple):
-        return [sampler]
-    try:
-        return [dataclasses.replace(sampler, num_steps=count) for count in counts]
-    except ValueError as error:
-        raise ValueError(f"{path}.num_steps: of the sampler, {error}") from None
-
-
-def check_sampler(sampler: Sampler, experiment: Experiment, path: str) -> None:
-    """Raises ValueError where a sampler cannot work for this process and these data.
-
-    One that does not suit all of them has `check(process, spec)`, which raises it.
-    """
-    parts = ("times", "init", "step", "final", "num_evaluations")
-    missing = [part for part in parts if not hasattr(sampler, part)]
-    if missing:
-        raise ValueError(
-            f"{path}.name: {type(sampler).__name__} is no sampler, it has no "
-            f"{', '.join(missing)}; see `Sampler` in types.py."
-        )
-    try:
-        sampler.times(experiment.process.schedule)
-        if hasattr(sampler, "check"):
-            sampler.check(experiment.process, experiment.spec)
-    except ValueError as error:
-        raise ValueError(f"{path}.{error}") from None
-    check_noise(sampler, experiment, path)
-
-
-def check_noise(sampler: Sampler, experiment: Experiment, path: str) -> None:
-    """Raises ValueError for an adaptive sampler under guidance with noise of its own.
-
-    Its error control compares answers at neighbouring times, and would find noise.
-    """
-    noisy = any(
-        getattr(guide, "corrupts_labels", False) and not getattr(guide, "off", False)
-        for guide in experiment.guide
-    )
-    if noisy and getattr(sampler, "num_evaluations", 1) is None:
-        raise ValueError(
-            "config.guidance.cads: draws fresh noise at every time, and "
-            f"{path} chooses its steps by comparing neighbouring times; take a sampler "
-            "with a number of steps, or noise_scale=0."
-        )
-
-
-def _check_null_label(experiment: Experiment, path: str) -> None:
-    if not experiment.spec.num_classes:
-        return
-    if not getattr(experiment.objective, "label_dropout", 1.0):
-        raise ValueError(
-            f"{path}: needs a prediction without a label, which "
-            "config.objective.label_dropout=0 never trains."
-        )
-
-
-def _check_guidance(experiment: Experiment) -> None:
-    try:
-        guidance.compose(
-            experiment.guide, lambda *_: None, experiment.process, experiment.spec
-        )
-    except ValueError as error:
-        raise ValueError(f"config.guidance: {error}") from None
-    if any(getattr(guide, "needs_null_label", False) for guide in experiment.guide):
-        _check_null_label(experiment, "config.guidance")
-    if experiment.logging.samples_every and not hasattr(
-        experiment.objective, "predict"
-    ):
-        raise ValueError(
-            f"config.logging.samples_every: is {experiment.logging.samples_every}, and "
-            f"the objective '{experiment.config['objective']['name']}' has nothing to "
-            "sample; use 0."
-        )

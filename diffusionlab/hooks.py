@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 
-from diffusionlab import evaluate, inference, multihost, pictures, report, workdir
+from diffusionlab import evaluate, multihost, pictures, report, restore, workdir
 from diffusionlab import writers as writers_lib
 from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
@@ -23,6 +23,7 @@ class Hooks:
       folder: the run directory.
       writers: take the results.
       say: prints a line that stays.
+      judge: `judge(step, labels, numbers)` is told what evaluators found.
     """
 
     def __init__(
@@ -32,10 +33,11 @@ class Hooks:
         folder: pathlib.Path,
         writers,
         say: Callable[[str], None],
+        judge: Callable[[int, Collection[str], Mapping[str, float]], None],
     ):
         self._experiment, self._folder = experiment, folder
-        self._writers, self._say = writers, say
-        self._ema = inference.default_ema(experiment)
+        self._writers, self._say, self._judge = writers, say, judge
+        self._ema = restore.default_ema(experiment)
         self._evaluation = evaluate.Evaluation(experiment, mesh, folder)
         self._profiling = False
 
@@ -68,7 +70,7 @@ class Hooks:
             self._say(_made(self._folder, written))
 
     def _params(self, state: TrainState):
-        return inference.of_state(self._experiment, state, self._ema)
+        return restore.of_state(self._experiment, state, self._ema)
 
     def _picture(self, step: int, state: TrainState) -> None:
         num = self._experiment.logging.num_samples
@@ -84,10 +86,13 @@ class Hooks:
     def _evaluate(self, labels, step: int, state: TrainState) -> dict[str, float]:
         if not labels:
             return {}
-        numbers = self._evaluation.run(self._params(state), step, labels)
+        numbers, intervals = self._evaluation.run(
+            self._params(state), step, labels, self._ema
+        )
         if not self._recorded(step):
             self._writers.scalars(step, numbers)
-        self._say(f"evaluation at step {step}:\n{evaluate.table(numbers)}")
+        self._say(f"evaluation at step {step}:\n{evaluate.table(numbers, intervals)}")
+        self._judge(step, labels, numbers)
         return numbers
 
     def _recorded(self, step: int) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,184 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusionlab import averages, ema, keys, multihost, sharding
-from diffusionlab import state as state_lib
+from diffusionlab import experiment as experiment_lib
+from diffusionlab import keys, multihost, restore, sharding
 from diffusionlab.checkpoint import Checkpoints
-from diffusionlab.experiment import Experiment, Reference, check_noise
+from diffusionlab.checks import check_noise
+from diffusionlab.experiment import Experiment
+from diffusionlab.features.base import Room, cache_folder
 from diffusionlab.guidance import base as guidance
 from diffusionlab.samplers import base
-from diffusionlab.state import TrainState
-from diffusionlab.types import Inputs, Params, Prediction, Sampler
-
-RAW = averages.RAW
-REFERENCES = "guidance"
-"""Beside the roles in `params`: the parameters of other runs, one entry a transform."""
-
-
-def default_ema(experiment: Experiment) -> str:
-    """Returns 'main' if the config keeps an average of this name, else 'none'."""
-    return "main" if "main" in experiment.ema else RAW
-
-
-def check_ema(experiment: Experiment, name: str) -> None:
-    """Checks the name of an average: of the config, 'none', or 'sigma_rel=WIDTH'.
-
-    Raises:
-      ValueError: there is no such average; lists those there are.
-    """
-    averages.check(experiment.ema, name, "--ema")
-
-
-def of_state(experiment: Experiment, state: TrainState, name: str) -> dict[str, Params]:
-    """Returns the parameters of inference, by role, out of a train state.
-
-    They are those of samples and of the loss of phase 0, and `REFERENCES` where
-    guidance uses other runs.
-    """
-    source = state.params if name == RAW else {**state.params, **state.ema[name]}
-    params = {role: source[role] for role in _roles(experiment)}
-    if any(experiment.references):
-        params |= of_references(experiment, sharding.make_mesh(experiment.mesh))
-    return params
-
-
-def _roles(experiment: Experiment) -> tuple[str, ...]:
-    objective = experiment.objective
-    trained = objective.phases[objective.phase(0)].trains
-    return tuple(dict.fromkeys([*objective.samples_from, *trained]))
-
-
-@functools.lru_cache(maxsize=1)
-def of_references(experiment: Experiment, mesh) -> dict[str, tuple]:
-    """Restores what guidance uses of other runs, once per experiment.
-
-    Returns:
-      `{REFERENCES: ...}` with parameters by role for each transform, `{}` for one that
-      uses no other run.
-    """
-    steps = reference_steps(experiment)
-    parts = map(_of_reference, experiment.references, steps, [mesh] * len(steps))
-    return {REFERENCES: tuple(parts)}
-
-
-@functools.lru_cache(maxsize=1)
-def reference_steps(experiment: Experiment) -> tuple[int | None, ...]:
-    """Returns for each transform the step at which it uses another run, or None.
-
-    It is chosen once per experiment: the other run may go on meanwhile.
-    """
-    timeout, steps = experiment.checkpoint.barrier_timeout, []
-    for reference in experiment.references:
-        step = reference and reference.step
-        if reference and step is None:
-            # The other run may save between the looks of two processes.
-            newest = Checkpoints(reference.folder).steps()[-1]
-            step = multihost.all_of("which reference", newest, timeout)[0]
-        steps.append(step)
-    return tuple(steps)
-
-
-def _of_reference(reference: Reference | None, step, mesh) -> dict[str, Params]:
-    if reference is None:
-        return {}
-    built, checkpoints = reference.experiment, Checkpoints(reference.folder)
-    name, roles = reference.ema or default_ema(built), built.objective.samples_from
-    path = f"{reference.path}.ema"
-    return _restore_roles(built, checkpoints, step, name, mesh, roles, path)
-
-
-def _updates(experiment: Experiment, role: str, steps: Sequence[int]) -> dict[int, int]:
-    """Returns step -> updates of a role that were finished then.
-
-    An average runs on these, not on the steps of other phases; see `train_step`.
-    """
-    phases, phase_of = experiment.objective.phases, experiment.objective.phase
-    training = {name for name, phase in phases.items() if role in phase.trains}
-    found, done, start = {}, 0, 0
-    for step in sorted(steps):
-        done += sum(phase_of(k) in training for k in range(start, step))
-        found[step], start = done, step
-    return found
-
-
-def restore(
-    experiment: Experiment, checkpoints: Checkpoints, step: int, name: str, mesh
-) -> dict[str, Params]:
-    """Restores the parameters that `of_state` returns, and nothing else.
-
-    Args:
-      experiment: of the run.
-      checkpoints: of the run.
-      step: of the checkpoint; with 'sigma_rel=WIDTH', the step at which the
-        reconstructed average ends: every checkpoint up to it takes part.
-      name: of the average; see `check_ema`.
-      mesh: where the parameters go.
-
-    Raises:
-      ValueError: what is stored does not reach 'sigma_rel=WIDTH'; names what does.
-    """
-    roles = _roles(experiment)
-    found = _restore_roles(experiment, checkpoints, step, name, mesh, roles)
-    if any(experiment.references):
-        found |= of_references(experiment, mesh)
-    return found
-
-
-def _restore_roles(experiment, checkpoints, step, name, mesh, roles, path="--ema"):
-    abstract = state_lib.abstract(experiment, mesh)
-    if not averages.is_reconstructed(name):
-        return _restore_one(checkpoints, step, abstract, roles, name)
-    found = {}
-    for role in roles:
-        powers = {
-            n: e.sigma_rel
-            for n, e in experiment.ema.items()
-            if isinstance(e, ema.Power) and role in abstract.ema[n]
-        }
-        if powers:
-            width = averages.width(name, path)
-            try:
-                terms = _terms(experiment, checkpoints, step, role, powers, width)
-            except ValueError as error:
-                raise ValueError(f"{path}: role '{role}', {error}") from None
-        else:
-            terms = [(step, RAW, 1.0)]
-        for at, average, coefficient in terms:
-            part = _restore_one(checkpoints, at, abstract, (role,), average)[role]
-            part = jax.tree.map(lambda p, c=coefficient: jnp.float32(c) * p, part)
-            found[role] = (
-                jax.tree.map(jnp.add, found[role], part) if role in found else part
-            )
-    return found
-
-
-def _terms(experiment, checkpoints, step, role, powers, width):
-    """Returns (checkpoint, name of a stored average, coefficient) of one role."""
-    steps = [s for s in checkpoints.steps() if 0 < s <= step]
-    updates = _updates(experiment, role, [*steps, step])
-    # Where a role did not train in between, two checkpoints hold the same averages.
-    latest = {updates[s]: s for s in steps if updates[s]}
-    stored = [(count, n) for count in latest for n in powers]
-    coefficients = ema.reconstruction(
-        [(count, powers[n]) for count, n in stored], updates[step], width
-    )
-    return [
-        (latest[count], n, coefficient)
-        for (count, n), coefficient in zip(stored, coefficients, strict=True)
-    ]
-
-
-def _restore_one(checkpoints, step, abstract, roles, name) -> dict[str, Params]:
-    """Roles of which no average is kept come as they are."""
-    averaged = {} if name == RAW else abstract.ema[name]
-    part: dict[str, Any] = {}
-    for role in roles:
-        if role in averaged:
-            part.setdefault("ema", {}).setdefault(name, {})[role] = averaged[role]
-        else:
-            part.setdefault("params", {})[role] = abstract.params[role]
-    found = checkpoints.restore_part(step, part)
-    return {**found.get("params", {}), **found.get("ema", {}).get(name, {})}
+from diffusionlab.types import Inputs, Prediction, Sampler, path_name
 
 
 def check_samples(experiment: Experiment) -> None:
@@ -213,7 +46,7 @@ def make_predict(experiment: Experiment) -> Callable:
             reference
             and functools.partial(
                 getattr(reference.experiment.objective, reference.asks),
-                params[REFERENCES][i],
+                params[restore.REFERENCES][i],
             )
             for i, reference in enumerate(experiment.references)
         ]
@@ -232,13 +65,14 @@ def make_predict(experiment: Experiment) -> Callable:
 def make_draw(
     experiment: Experiment, mesh, sampler: Sampler | None = None
 ) -> Callable[..., np.ndarray]:
-    """Returns `draw(params, seed, indices, labels) -> x`, compiled once per batch size.
+    """Returns `draw(params, seed, indices, labels, noise=None) -> x`.
 
-    It samples as the config says, or with another `sampler`. Sample i is a function
-    of (seed, i) and its label alone. All processes call it together, and each
-    gets the whole batch `[B, ...]` as numpy. `predict` gets as cond the 'label' `[B]`
-    of data with classes, and 'key' `[B]`, the key of each sample, for guidance that
-    draws noise of its own.
+    It is compiled once per batch size. It samples as the config says, or with another
+    `sampler`. Sample i is a function of (seed, i) and its label alone; with `noise`
+    `[B, ...]`, standard normal, in the place of the noise it starts from. All processes
+    call it together, and each gets the whole batch `[B, ...]` as numpy. `predict` gets
+    as cond the 'label' `[B]` of data with classes, and 'key' `[B]`, the key of each
+    sample, for guidance that draws noise of its own.
 
     Raises:
       ValueError: the sampler cannot work with this guidance.
@@ -247,7 +81,7 @@ def make_draw(
     sampler = sampler or experiment.sampler
     check_noise(sampler, experiment, f"the sampler {type(sampler).__name__}")
 
-    def draw(params, seed, indices, labels):
+    def draw(params, seed, indices, labels, noise=None):
         sample_keys = keys.sample_keys(seed, indices)
         cond = {"key": sample_keys}
         if experiment.spec.num_classes:
@@ -258,26 +92,27 @@ def make_draw(
             lambda z, t: predict(params, z, t, cond),
             sample_keys,
             experiment.spec.shape,
+            noise,
         )
 
     batch = sharding.batch_sharding(mesh)
-    compiled = jax.jit(
-        draw, in_shardings=(None, None, batch, batch), out_shardings=batch
-    )
-
+    compiled = jax.jit(draw, out_shardings=batch)
     timeout = experiment.checkpoint.barrier_timeout
 
-    def run(params, seed, indices, labels):
+    def run(params, seed, indices, labels, noise=None):
         given = [np.asarray(a, np.int32) for a in (indices, labels)]
-        given = [
-            jax.make_array_from_callback(a.shape, batch, lambda where, a=a: a[where])
-            for a in given
-        ]
+        given += [] if noise is None else [np.asarray(noise, np.float32)]
+        given = [_split(a, batch) for a in given]
         with multihost.together("a batch of samples", timeout):
             return to_numpy(compiled(params, seed, *given))
 
     run.lower = compiled.lower
     return run
+
+
+def _split(a: np.ndarray, where) -> jax.Array:
+    """The rows of an array that every process has, over the devices."""
+    return jax.make_array_from_callback(a.shape, where, lambda index: a[index])
 
 
 def to_numpy(x: jax.Array) -> np.ndarray:
@@ -301,8 +136,7 @@ def draw_many(
       batch_size: rounded up to what the mesh divides.
     """
     indices, labels = np.asarray(indices), np.asarray(labels)
-    shards = sharding.batch_shards(mesh)
-    size = -(-min(batch_size, len(indices)) // shards) * shards
+    size = _rounded(min(batch_size, len(indices)), mesh)
     found = []
     for start in range(0, len(indices), size):
         chosen = np.arange(start, start + size)
@@ -310,6 +144,92 @@ def draw_many(
         chosen = np.minimum(chosen, len(indices) - 1)
         found.append(draw(params, seed, indices[chosen], labels[chosen]))
     return np.concatenate(found)[: len(indices)]
+
+
+def _rounded(size: int, mesh) -> int:
+    shards = sharding.batch_shards(mesh)
+    return -(-size // shards) * shards
+
+
+def stream(
+    experiment: Experiment,
+    mesh,
+    draw: Callable,
+    params,
+    num: int,
+    start: int = 0,
+    sobol: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (x, label) of samples `start` to `num` - 1 in batches of one size.
+
+    The size is `logging.num_samples`, or `num` if that is less, rounded up to what the
+    mesh divides; the last batch is cut. Samples and labels are those that
+    `Evaluation.draw_examples` returns.
+
+    Args:
+      experiment: with the seed; its classes come in turn.
+      mesh: a batch is split over it.
+      draw: from `make_draw`.
+      params: by role.
+      num: samples in all.
+      start: first sample to yield.
+      sobol: start from the quantiles of a scrambled Sobol sequence instead of pseudo-
+        random noise: sample i starts from its point i (Chong and Forsyth 2020, arXiv
+        1911.07023).
+    """
+    size = _rounded(min(experiment.logging.num_samples, num), mesh)
+    points = _sobol(experiment, start) if sobol else None
+    for first in range(start, num, size):
+        indices = np.arange(first, first + size)
+        labels = labels_in_turn(experiment, indices)
+        noise = () if points is None else (points(size),)
+        x = draw(params, experiment.seed, indices, labels, *noise)
+        keep = min(size, num - first)
+        yield x[:keep], labels[:keep].astype(np.int32)
+
+
+def _sobol(experiment: Experiment, start: int) -> Callable[[int], np.ndarray]:
+    """Returns `points(n)`: the next n of the sequence as standard normal noise."""
+    from scipy import special
+    from scipy.stats import qmc
+
+    shape = experiment.spec.shape
+    sequence = qmc.Sobol(int(np.prod(shape)), rng=experiment.seed, bits=32)
+    if start:
+        sequence.fast_forward(start)
+
+    def points(num: int) -> np.ndarray:
+        # Cells of 2^-32, taken at their middle: none is 0 or 1.
+        uniform = sequence.random(num) + 2.0**-33
+        return special.ndtri(uniform).reshape(num, *shape).astype(np.float32)
+
+    return points
+
+
+def make_apply(mesh, timeout: float) -> Callable[..., Any]:
+    """Returns `apply(function, params, x) -> numpy`, see `EvalContext`.
+
+    Rows are padded to what the mesh divides, and the padding is cut off again. The
+    parameters of the last call stay on the devices.
+    """
+    batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    call = jax.jit(
+        lambda function, params, x: function(params, x),
+        static_argnums=0,
+        out_shardings=everywhere,
+    )
+    placed: list[Any] = [None, None]
+
+    def apply(function, params, x):
+        if placed[0] is not params:
+            placed[:] = [params, jax.device_put(params, everywhere)]
+        size = _rounded(len(x), mesh)
+        padded = x[np.minimum(np.arange(size), len(x) - 1)] if size != len(x) else x
+        with multihost.together("a batch of features", timeout):
+            found = jax.device_get(call(function, placed[1], _split(padded, batch)))
+        return jax.tree.map(lambda rows: rows[: len(x)], found)
+
+    return apply
 
 
 def make_loss(experiment: Experiment, mesh) -> Callable:
@@ -377,6 +297,47 @@ def make_compute(experiment: Experiment, mesh) -> Callable[..., Any]:
         return jax.device_get(call(function, guided, params, *arrays))
 
     return compute
+
+
+def make_room(mesh, timeout: float) -> Room:
+    """Returns what feature networks are loaded with; see `features/base.py`."""
+
+    def open_run(folder: pathlib.Path, step: int | None):
+        built = experiment_lib.of_run(folder, "run")
+        objective, checkpoints = built.objective, Checkpoints(folder)
+        if not hasattr(objective, "features"):
+            raise ValueError(
+                f"run: the run in '{folder}' has the objective "
+                f"'{built.config['objective']['name']}', which is no classifier; give "
+                "one of 'noisy_classification'."
+            )
+        steps = checkpoints.steps()
+        if step is not None and step not in steps:
+            raise ValueError(
+                f"step: no checkpoint of step {step} in '{folder}'; there are: {steps}."
+            )
+        chosen = multihost.all_of("which classifier", step or steps[-1], timeout)[0]
+        average = restore.default_ema(built)
+        params = restore.restore(built, checkpoints, chosen, average, mesh)
+        about = {
+            "network": built.config["networks"],
+            "shape": list(built.spec.shape),
+            "weights": _digest(params),
+            "step": chosen,
+            "ema": average,
+        }
+        return params, objective.features, about
+
+    return Room(cache_folder(), open_run, timeout)
+
+
+def _digest(params: Any) -> str:
+    """A hash of all parameters, which every process has whole or can gather."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(path_name(path).encode())
+        digest.update(np.ascontiguousarray(to_numpy(leaf)).tobytes())
+    return digest.hexdigest()
 
 
 def labels_in_turn(experiment: Experiment, indices, label: int | None = None):

@@ -176,14 +176,14 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
     """Modes sample and eval."""
     import jax
 
-    from diffusionlab import evaluate, experiment, inference, sample, sharding
+    from diffusionlab import evaluate, experiment, restore, sample, sharding
 
     if not sharding.fits(settings.Mesh(**config["mesh"])):
         print(f"config.mesh {config['mesh']} is for another machine: data=-1 here")
         config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
     built = experiment.build(config)
     mesh = sharding.make_mesh(built.mesh)
-    ema = args.ema or inference.default_ema(built)
+    ema = args.ema or restore.default_ema(built)
     with jax.set_mesh(mesh):
         if args.mode == "eval":
             evaluate.evaluate(

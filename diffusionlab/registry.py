@@ -36,6 +36,9 @@ _PACKAGES = {
     "source": "diffusionlab.data",
     "augment": "diffusionlab.data",
     "evaluator": "diffusionlab.evals",
+    "extractor": "diffusionlab.features",
+    "metric": "diffusionlab.metrics",
+    "paired_metric": "diffusionlab.metrics",
 }
 
 _MODULES = {

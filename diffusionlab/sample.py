@@ -15,7 +15,7 @@ import pathlib
 
 import numpy as np
 
-from diffusionlab import evaluate, inference, multihost, pictures, workdir
+from diffusionlab import evaluate, inference, multihost, pictures, restore, workdir
 from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.experiment import Experiment
 
@@ -44,7 +44,7 @@ def sample(
       label: of every sample; None draws the classes in turn.
       seed: of the samples.
       step: of the checkpoint; None is the newest.
-      ema: name of the average; see `inference.check_ema`.
+      ema: name of the average; see `restore.check_ema`.
       batch_size: samples per part.
       part: (which, of how many) processes that share the job.
       out: folder of the job; by default one in `samples/` named after the job.
@@ -56,7 +56,7 @@ def sample(
       ValueError: a flag does not fit the run, or `out` holds another job.
     """
     inference.check_samples(experiment)
-    inference.check_ema(experiment, ema)
+    restore.check_ema(experiment, ema)
     _check(experiment, num_samples, label, batch_size, part)
     checkpoints = Checkpoints(folder)
     timeout = experiment.checkpoint.barrier_timeout
@@ -82,7 +82,7 @@ def sample(
         **inference.sampler_record(experiment),
     }
     if any(experiment.references):
-        job["reference_steps"] = list(inference.reference_steps(experiment))
+        job["reference_steps"] = list(restore.reference_steps(experiment))
     _claim(out, job)
     if (out / "samples.npz").exists():
         return out
@@ -91,7 +91,7 @@ def sample(
     # No part is joined before each of several processes has seen which are there.
     multihost.barrier("look for parts", timeout)
     if todo:
-        params = inference.restore(experiment, checkpoints, step, ema, mesh)
+        params = restore.restore(experiment, checkpoints, step, ema, mesh)
         draw = inference.make_draw(experiment, mesh)
     for start in todo:
         # Every part has the same size, so that sample i does not depend on its part.

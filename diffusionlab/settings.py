@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 LOGICAL_AXES = ("embed", "mlp", "heads", "vocab", "conv_in", "conv_out")
 """What a dimension of a parameter may mean; a plug-in network may name others."""
@@ -140,22 +141,65 @@ class Checkpoint:
       every: steps between checkpoints; the last step is always saved.
       keep: newest checkpoints that stay.
       keep_every: checkpoints at multiples of this stay for ever; 0 keeps none.
+      best: number of an evaluator, '<label in config.evals>/<number>' as in
+        metrics.jsonl without 'eval/'; the checkpoint with its best value so far stays
+        besides the newest. '' keeps none for its value.
+      best_mode: 'min' or 'max', which of two values is the better one.
       barrier_timeout: seconds a process waits for the others.
     """
 
     every: int
     keep: int = 2
     keep_every: int = 0
+    best: str = ""
+    best_mode: str = "min"
     barrier_timeout: int = 600
 
     def __post_init__(self):
         _at_least(self, 1, "every", "keep", "barrier_timeout")
         _at_least(self, 0, "keep_every")
+        label, _, number = self.best.partition("/")
+        if self.best and not (label and number):
+            raise ValueError(
+                "best: expected '<evaluator>/<number>', such as 'quality/frechet', or "
+                f"'', got {self.best!r}."
+            )
+        if self.best_mode not in ("min", "max"):
+            raise ValueError(
+                f"best_mode: expected 'min' or 'max', got {self.best_mode!r}."
+            )
         if self.keep_every % self.every:
             raise ValueError(
                 f"keep_every: must be a multiple of every = {self.every}, got "
                 f"{self.keep_every}."
             )
+
+
+def check_best(checkpoint: Checkpoint, evals: Mapping[str, Any]) -> None:
+    """Checks that every value of `checkpoint.best` is that of a checkpoint.
+
+    Args:
+      checkpoint: the settings.
+      evals: evaluators by label.
+
+    Raises:
+      ValueError: there is no such evaluator, or it runs where nothing is saved.
+    """
+    if not checkpoint.best:
+        return
+    label = checkpoint.best.partition("/")[0]
+    if label not in evals:
+        raise ValueError(
+            f"config.checkpoint.best: '{checkpoint.best}' is no number of an evaluator "
+            f"in config.evals; it begins with one of: {', '.join(evals) or '(none)'}."
+        )
+    every = evals[label].every
+    if every == 0 or every % checkpoint.every:
+        raise ValueError(
+            f"config.evals.{label}.every: must be a positive multiple of "
+            f"config.checkpoint.every = {checkpoint.every} for config.checkpoint.best, "
+            f"got {every}: a best step without a checkpoint cannot be kept."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

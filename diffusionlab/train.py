@@ -169,6 +169,7 @@ class Loop:
         self.checkpoints = Checkpoints(folder, experiment.checkpoint)
         self.hooks_done = True
         self.start, self.state, self.gathered = self._begin(resume)
+        self.checkpoints.best.look(self.start)
         self.writers = writers.open_writers(
             folder,
             step=self.start,
@@ -178,7 +179,10 @@ class Loop:
             config=experiment.config,
         )
         self.writers.text("config", config_lib.to_text(experiment.config))
-        self.hooks = hooks.Hooks(experiment, mesh, folder, self.writers, self.say)
+        judge = self.checkpoints.judge
+        self.hooks = hooks.Hooks(
+            experiment, mesh, folder, self.writers, self.say, judge
+        )
         self.saved = self.start if self.checkpoints.steps() else None
 
     def say(self, text: str) -> None:

@@ -6,7 +6,8 @@ where every frame has its own; schedules and processes broadcast it from the lef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -39,11 +40,14 @@ class Network(NamedTuple):
       init: `init(key) -> Params`.
       apply: `apply(params, z, cond, *, train=False, key=None) -> Array`.
       param_axes: rules `(regex over the parameter path, logical axes)`.
+      features: `features(params, z, cond) -> (output, features [B, d])`, of a network
+        that names what its last layer sees; others raise ValueError.
     """
 
     init: Callable[[Array], Params]
     apply: Callable[..., Any]
     param_axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+    features: Callable[..., tuple[Array, Array]] | None = None
 
 
 class Prediction(NamedTuple):
@@ -93,6 +97,7 @@ class Process(Protocol):
     def prior_from(
         self, keys: Array, shape: tuple[int, ...], t: float = 1.0
     ) -> Array: ...
+    def prior_std(self, t: float = 1.0) -> Array: ...
     def corrupt(self, key: Array, x: Array, t: Array) -> tuple[Array, Array]: ...
     def mix(self, x: Array, eps: Array, t: Array) -> Array: ...
     def network_input(self, z_t: Array, t: Array) -> Array: ...
@@ -249,6 +254,17 @@ class EvalContext(NamedTuple):
         and to differentiate. It is compiled once per function object and shapes.
       process: the process under which the network was trained.
       sampler: of the config.
+      stream: `stream(num_samples, start=0, sampler=None, sobol=False)` yields the same
+        samples as `draw` in batches `(x, label)`, from sample `start` on: any number of
+        them, without ever holding them all. With `sobol` the noise that a deterministic
+        sampler starts from is a scrambled Sobol sequence.
+      apply: `apply(function, params, x) -> numpy`: the jitted `function(params, x)`
+        with the rows of x `[B, ...]` split over all devices; compiled once per function
+        object and shapes.
+      room: what feature networks are loaded with, see `features/base.py`.
+      scratch: a folder that belongs to this evaluation of these parameters alone: what
+        an interrupted one left there is what this one would make again.
+      about: JSON that says where the samples come from.
     """
 
     step: int
@@ -261,6 +277,11 @@ class EvalContext(NamedTuple):
     compute: Callable[..., Any]
     process: Any
     sampler: Any
+    stream: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]] | None = None
+    apply: Callable[..., Any] | None = None
+    room: Any = None
+    scratch: pathlib.Path | None = None
+    about: Mapping[str, Any] = {}
 
 
 class EvalResult(NamedTuple):
@@ -270,11 +291,15 @@ class EvalResult(NamedTuple):
       numbers: metric name -> value.
       notes: name -> text that says what the numbers were computed from.
       pictures: file stem -> uint8 array `[H, W, 3]`.
+      intervals: metric name -> (low, high), for some of the numbers: 95 %.
+      provenance: JSON about the samples, reference and network behind the numbers.
     """
 
     numbers: dict[str, float]
     notes: dict[str, str] = {}
     pictures: dict[str, np.ndarray] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    provenance: Mapping[str, Any] = {}
 
 
 class Evaluator(Protocol):

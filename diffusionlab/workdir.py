@@ -4,6 +4,7 @@
     overrides.json     what was asked for: config file, overrides
     environment.json   versions, devices, revision of the code; a list, one per start
     metrics.jsonl      one row per log point
+    best.json          which checkpoint is the best, where config.checkpoint.best asks
     lock               held while a process trains here: who, and since when
     checkpoints/  samples/  evals/  tensorboard/  report.html
 
@@ -17,6 +18,7 @@ import datetime
 import errno
 import fcntl
 import json
+import math
 import os
 import pathlib
 import socket
@@ -27,6 +29,7 @@ from diffusionlab import config as config_lib
 from diffusionlab import writers
 
 LOCK_FILE = "lock"
+BEST_FILE = "best.json"
 
 
 class WorkdirError(RuntimeError):
@@ -117,6 +120,63 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     """Returns the steps of the finished checkpoints, folders named by a number."""
     folders = workdir.glob("checkpoints/*")
     return sorted(int(p.name) for p in folders if p.name.isdigit())
+
+
+def is_better(value: float, other: float | None, mode: str) -> bool:
+    """Whether a value beats another (None: there is no other); NaN never does."""
+    if not math.isfinite(value):
+        return False
+    return other is None or (value < other if mode == "min" else value > other)
+
+
+def find_best(
+    workdir: pathlib.Path, metric: str, mode: str, last: int | None = None
+) -> dict[str, Any] | None:
+    """Returns `{metric, mode, step, value}` of the best checkpoint that is there.
+
+    Of equal values the first one counts. None: no checkpoint has a value.
+
+    Args:
+      workdir: the run directory.
+      metric: as `config.checkpoint.best`.
+      mode: 'min' or 'max'.
+      last: later steps do not count; None is no limit.
+    """
+    path, best = workdir / writers.METRICS_FILE, None
+    saved, name = set(saved_steps(workdir)), f"eval/{metric}"
+    for row in writers.read_rows(path) if path.is_file() else ():
+        step, value = row["step"], row.get(name)
+        if value is None or step not in saved or (last is not None and step > last):
+            continue
+        # What is not finite stands there as text.
+        if is_better(float(value), best and best["value"], mode):
+            best = {"metric": metric, "mode": mode, "step": step, "value": value}
+    return best
+
+
+def best_step(workdir: pathlib.Path) -> int:
+    """Returns the step of the best checkpoint of a run.
+
+    Raises:
+      ValueError: the run keeps none, or has none yet.
+      WorkdirError: best.json is damaged.
+    """
+    path = workdir / BEST_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"--step=best: '{workdir}' has no {BEST_FILE}: no evaluation gave a value "
+            "yet, or config.checkpoint.best names none; give the number of a step."
+        )
+    best = _read_json(path)
+    if best["step"] not in saved_steps(workdir):
+        # It is being saved at this moment: until then the one before it is there.
+        best = find_best(workdir, best["metric"], best["mode"])
+    if best is None:
+        raise ValueError(
+            f"--step=best: the best checkpoint of '{workdir}' is gone; give the number "
+            f"of a step: {saved_steps(workdir)}."
+        )
+    return best["step"]
 
 
 def _check_never_saved(workdir: pathlib.Path, every: int) -> None:

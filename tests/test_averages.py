@@ -1,4 +1,4 @@
-"""Names of averages; what is restored by them is in `test_inference.py`."""
+"""Names of averages; what is restored by them is in `test_restore.py`."""
 
 import pytest
 

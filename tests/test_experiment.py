@@ -3,8 +3,8 @@ import re
 
 import pytest
 
+from diffusionlab import checks, experiment, inference, sharding
 from diffusionlab import config as config_lib
-from diffusionlab import experiment, inference, sharding
 from diffusionlab.settings import Optimizer
 
 
@@ -75,7 +75,7 @@ def test_average_that_a_role_keeps_must_be_there(smoke):
         roles = {"denoiser": role}
 
     with pytest.raises(ValueError, match="config.ema.long: missing; role 'denoiser'"):
-        experiment._check(dataclasses.replace(built, objective=Objective))
+        checks.check(dataclasses.replace(built, objective=Objective))
 
 
 def test_micro_batches_must_divide_the_batch(smoke):
@@ -198,4 +198,4 @@ def test_a_sampler_without_its_parts_is_named(smoke):
         r"^config\.sampler\.name: Half is no sampler, it has no times, init, final"
     )
     with pytest.raises(ValueError, match=message):
-        experiment.check_sampler(Half(), None, "config.sampler")
+        checks.check_sampler(Half(), None, "config.sampler")

@@ -16,10 +16,14 @@ ROWS = [
      "flops", "ema", "STARTED"},
     {"schedules", "config", "machine", "sharding", "optim", "averages"},
     {"processes", "workdir", "writers"},
+    {"metrics", "features"},
     {"guidance", "samplers", "objectives", "distillation", "models", "data", "evals"},
+    {"checks"},
     {"experiment", "curves", "report"},
     {"state"},
-    {"train_step", "checkpoint", "inference"},
+    {"train_step", "checkpoint"},
+    {"restore"},
+    {"inference"},
     {"sample", "evaluate", "compiled"},
     {"hooks"},
     {"train"},
@@ -30,7 +34,10 @@ ROWS = [
 NARROW = {
     "models": {"types"},
     "data": {"types"},
-    "evals": {"types", "keys", "pictures", "samplers"},
+    "metrics": {"types", "pictures", "features"},
+    "features": {"types"},
+    "evals": {"types", "keys", "pictures", "samplers", "metrics", "features",
+              "multihost"},
     "schedules": {"types"},
     "processes": {"types", "schedules"},
     "samplers": {"types", "processes"},
@@ -45,7 +52,7 @@ ONLY = {
     "array_record": {"data"},
     "tensorboardX": {"writers"},
     "wandb": {"writers"},
-    "sklearn": {"data", "evals"},
+    "sklearn": {"data", "evals", "features"},
 }
 
 

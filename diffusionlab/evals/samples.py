@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusionlab import pictures, types
 from diffusionlab.evals import arrays
-from diffusionlab.evals.precision_recall import flat, nearest, precision_recall
+from diffusionlab.metrics.neighbours import flat, nearest, precision_recall
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Samples:
       agreement: share of the samples that a classifier fitted on the training data
         recognises as the class they were asked to be; `accuracy/<class>` by class.
         `agreement_real` is the classifier's accuracy on held-out data.
-      precision, recall: see `precision_recall.py`, against held-out data.
+      precision, recall: see `metrics/neighbours.py`, against held-out data.
       nearest_train: median distance of samples to their nearest training example;
         `nearest_train_real` that of held-out data, `nearest_train_ratio` their ratio;
         clearly below 1 means that training examples are being repeated.

@@ -76,6 +76,7 @@ class Classifier(nn.Module):
             name="transformer",
         )(h, emb, train=train)
         h = nn.LayerNorm(dtype=self.dtype, name="norm")(h).mean(axis=1)
+        self.sow("intermediates", "features", h)
         zeros = nn.initializers.zeros
         return nn.Dense(
             self.spec.num_classes, kernel_init=zeros, dtype=self.dtype, name="head"

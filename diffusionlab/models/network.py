@@ -6,6 +6,9 @@ from flax import linen as nn
 
 from diffusionlab.types import DataSpec, Network
 
+FEATURES = "intermediates"
+"""The collection in which a module names them."""
+
 
 def as_network(module: nn.Module, spec: DataSpec) -> Network:
     """Returns the pure functions of a module `(z, cond, *, train) -> raw output`.
@@ -33,4 +36,21 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
         raw = module.apply(variables, z.astype(dtype), cond, train=train, rngs=rngs)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), raw)
 
-    return Network(init, apply, module.PARAM_AXES)
+    def features(params, z, cond):
+        raw, state = module.apply(
+            {"params": params},
+            z.astype(dtype),
+            cond,
+            train=False,
+            mutable=[FEATURES],
+        )
+        if "features" not in state.get(FEATURES, {}):
+            raise ValueError(
+                f"name: the network {type(module).__name__} names no features; one "
+                "that does calls `self.sow('intermediates', 'features', h)` before its last "
+                "layer, as 'classifier' does."
+            )
+        (found,) = state[FEATURES]["features"]
+        return raw.astype(jnp.float32), found.astype(jnp.float32)
+
+    return Network(init, apply, module.PARAM_AXES, features)

@@ -90,11 +90,22 @@ class NoisyClassification:
         """
         return self._log_probs(params["classifier"], z_t, t)
 
+    def features(self, params: Mapping[str, Params], x: Array) -> Mapping[str, Array]:
+        """Returns 'features' `[B, d]` and 'logits' `[B, num_classes]` of clean data."""
+        t = jnp.zeros(x.shape[0])
+        inputs = self._inputs(self.process.mix(x, jnp.zeros_like(x), t), t)
+        network = self.networks["classifier"]
+        logits, found = network.features(params["classifier"], *inputs)
+        return {"features": found, "logits": logits}
+
+    def _inputs(self, z_t: Array, t: Array) -> tuple[Array, Cond]:
+        cond = {"t": t, "logsnr": self.process.schedule.logsnr(t)}
+        return self.process.network_input(z_t, t), cond
+
     def _log_probs(self, params: Params, z_t: Array, t: Array, **options) -> Array:
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), z_t.shape[:1])
-        cond = {"t": t, "logsnr": self.process.schedule.logsnr(t)}
         logits = self.networks["classifier"].apply(
-            params, self.process.network_input(z_t, t), cond, **options
+            params, *self._inputs(z_t, t), **options
         )
         expected = (z_t.shape[0], self.spec.num_classes)
         if logits.shape != expected:

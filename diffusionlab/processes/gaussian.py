@@ -199,9 +199,12 @@ class Gaussian:
 
     def prior(self, key: Array, shape: tuple[int, ...], t: float = 1.0) -> Array:
         """Returns z_t, near noise, as if the data were N(0, sigma_data²)."""
+        return self.prior_std(t) * jax.random.normal(key, shape, jnp.float32)
+
+    def prior_std(self, t: float = 1.0) -> Array:
+        """Returns the standard deviation of `prior` at t."""
         alpha, sigma = self.schedule.alpha_sigma(jnp.float32(t))
-        std = jnp.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
-        return std * jax.random.normal(key, shape, jnp.float32)
+        return jnp.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
 
     def prior_from(self, keys: Array, shape: tuple[int, ...], t: float = 1.0) -> Array:
         """Returns z_t `[B, *shape]`: example i depends on `keys[i]` alone."""

@@ -136,6 +136,7 @@ def sample(
     predict: Predict,
     keys: Array,
     shape: tuple[int, ...],
+    noise: Array | None = None,
 ) -> Array:
     """Returns samples `[B, *shape]`, float32.
 
@@ -145,7 +146,12 @@ def sample(
       predict: `(z_t, t) -> Prediction`, with t a float32 scalar.
       keys: `[B]` typed keys, one per sample.
       shape: of one sample.
+      noise: `[B, *shape]`, standard normal, that the first latent is made of; None
+        draws it from the keys.
     """
     sampler_times = sampler.times(process.schedule)
-    z = process.prior_from(fold(keys, 0), shape, sampler_times[0])
+    if noise is None:
+        z = process.prior_from(fold(keys, 0), shape, sampler_times[0])
+    else:
+        z = process.prior_std(sampler_times[0]) * noise
     return sampler.final(solve(sampler, process, predict, z, sampler_times, keys))

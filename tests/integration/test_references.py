@@ -262,6 +262,8 @@ def test_the_program_samples_with_guidance_given_as_a_flag(folders, tmp_path):
     assert all(np.isfinite(x).all() for x in found.values())
     job = json.loads((tmp_path / "auto" / "job.json").read_text())
     assert "reference" in job["guidance"]["autoguidance"]
+    # None of classifier-free guidance, and the newest of the run that is named.
+    assert job["reference_steps"] == [None, 0]
 
 
 def test_annealed_samples_depend_on_their_own_index_alone(folders, guided):

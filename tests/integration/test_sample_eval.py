@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionlab import evaluate, experiment, inference, main, sharding, train, workdir
+from diffusionlab import (
+    evaluate,
+    experiment,
+    inference,
+    main,
+    restore,
+    sharding,
+    train,
+    workdir,
+)
 from diffusionlab import sample as sample_lib
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
@@ -147,7 +156,7 @@ def test_a_reconstructed_average_that_was_stored_is_that_average(trained):
     mesh = sharding.make_mesh(built.mesh)
     with jax.set_mesh(mesh):
         found, stored = (
-            inference.restore(built, Checkpoints(trained), 10, name, mesh)
+            restore.restore(built, Checkpoints(trained), 10, name, mesh)
             for name in ("sigma_rel=0.1", "long")
         )
     jax.tree.map(
@@ -235,14 +244,14 @@ def test_follow_evaluates_each_checkpoint_and_ends(copy):
 
 def test_follow_passes_over_a_checkpoint_that_went_away(copy, monkeypatch, capsys):
     """The run keeps only so many: one may go between the look and the read."""
-    restore = inference.restore
+    restored = restore.restore
 
     def late(built, checkpoints, step, *args):
         if step == 10:
             (copy / "checkpoints" / "10").rename(copy / "checkpoints" / "12")
-        return restore(built, checkpoints, step, *args)
+        return restored(built, checkpoints, step, *args)
 
-    monkeypatch.setattr(inference, "restore", late)
+    monkeypatch.setattr(restore, "restore", late)
     words = [f"--workdir={copy}", "--mode=eval", "--follow"]
     assert main.run([*words, "--config.train.num_steps=12"]) == 0
     assert {int(name.split("_")[1]) for name in _evals(copy)} == {5, 12}

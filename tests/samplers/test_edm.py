@@ -143,6 +143,20 @@ def test_churn_outside_its_levels_changes_nothing():
         np.testing.assert_allclose(state.x, plain.x, rtol=tolerance, atol=tolerance)
 
 
+def test_steps_outside_the_levels_of_churn_get_no_noise_at_all():
+    """Where the level is raised by nothing but rounding, the root of it is 1e-3."""
+    schedule, t = mock.Mock(wraps=Edm()), jnp.float32(0.5)
+    logsnr = Edm().logsnr(t)
+    # The same time twice, compiled into two programs that round differently.
+    schedule.logsnr.side_effect = [logsnr, logsnr - 1e-6 * abs(logsnr)]
+    sampler = Euler(num_steps=1, churn=0.3, churn_min=1e4)
+    process = mock.Mock(schedule=schedule)
+    z, raised = edm.raise_noise(sampler, process, Z, t, KEYS)
+    assert schedule.logsnr.call_count == 2
+    np.testing.assert_array_equal(raised, t)
+    np.testing.assert_array_equal(z, Z)
+
+
 def test_without_churn_no_noise_is_drawn():
     drawn = mock.Mock(side_effect=AssertionError)
     with mock.patch.object(base, "normal", drawn):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionlab import ema, inference
+from diffusionlab import ema, restore
 from diffusionlab.types import Phase
 
 POWERS = {"short": ema.Power(sigma_rel=0.05), "long": ema.Power(sigma_rel=0.10)}
@@ -84,7 +84,7 @@ def setting(monkeypatch):
             params=dict.fromkeys(Alternating.samples_from, {}),
             ema={n: dict.fromkeys(kept, {}) for n in POWERS},
         )
-        monkeypatch.setattr(inference.state_lib, "abstract", lambda *_: state)
+        monkeypatch.setattr(restore.state_lib, "abstract", lambda *_: state)
         return types.SimpleNamespace(objective=Alternating(), ema=POWERS, references=())
 
     return make
@@ -92,20 +92,20 @@ def setting(monkeypatch):
 
 def test_updates_of_a_role_are_those_of_its_phases(setting, stored):
     for role in Alternating.samples_from:
-        found = inference._updates(setting(), role, stored.steps())
+        found = restore._updates(setting(), role, stored.steps())
         assert found == {s: counts[role] for s, (*_, counts) in stored.saved.items()}
 
 
 @pytest.mark.parametrize("step", [2000, 4000])
 def test_reconstruction_runs_on_the_updates_of_each_role(setting, stored, step):
-    found = inference.restore(setting(), stored, step, "sigma_rel=0.08", None)
+    found = restore.restore(setting(), stored, step, "sigma_rel=0.08", None)
     for role in ("student", "aux"):
         truth = stored.saved[step][1]["wanted", role]
         assert found[role]["w"] == pytest.approx(truth, abs=2e-3), role
 
 
 def test_role_without_an_average_comes_as_it_is(setting, stored):
-    found = inference.restore(setting(("student",)), stored, 2000, "sigma_rel=0.08", 0)
+    found = restore.restore(setting(("student",)), stored, 2000, "sigma_rel=0.08", 0)
     assert found["aux"]["w"] == np.float32(stored.saved[2000][0])
     truth = stored.saved[2000][1]["wanted", "student"]
     assert found["student"]["w"] == pytest.approx(truth, abs=2e-3)
@@ -113,12 +113,12 @@ def test_role_without_an_average_comes_as_it_is(setting, stored):
 
 def test_out_of_reach_is_an_error_of_the_flag(setting):
     with pytest.raises(ValueError, match="^--ema: role 'student', sigma_rel: the st"):
-        inference.restore(setting(), Stored((4000,)), 4000, "sigma_rel=0.2", None)
+        restore.restore(setting(), Stored((4000,)), 4000, "sigma_rel=0.2", None)
 
 
 def test_no_update_yet_is_an_error_of_the_flag(setting, stored):
     with pytest.raises(ValueError, match="^--ema: role 'student', .*no stored average"):
-        inference.restore(setting(), stored, 100, "sigma_rel=0.08", None)
+        restore.restore(setting(), stored, 100, "sigma_rel=0.08", None)
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_no_update_yet_is_an_error_of_the_flag(setting, stored):
 )
 def test_name_of_no_average_is_an_error_of_the_flag(setting, name, said):
     with pytest.raises(ValueError, match=f"^--ema: {said}"):
-        inference.check_ema(setting(), name)
+        restore.check_ema(setting(), name)

@@ -1,0 +1,281 @@
+"""Examples in a file or folder that any program may have written.
+
+Nothing is cropped, resized or guessed: what does not say clearly how its numbers are to
+be read is refused with a line that says how to write it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from diffusionlab import types
+from diffusionlab.data import array_files, base, image_folder, images
+
+_TOLERANCE = 1e-3  # by which floats may leave [-1, 1]: of rounding, or half precision
+_BLOCK_BYTES = 2**24
+_PAIRS = {"x": "label", "arr_0": "arr_1", "": None}
+_GREY, _COLOUR = ("1", "L"), ("RGB", "P")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleFiles:
+    """The examples of an .npz or .npy file, or of a folder of images.
+
+    An .npz file has the array `x` or `arr_0`, `[N, H, W, 1 or 3]` images,
+    `[N, T, H, W, 1 or 3]` videos or `[N, D]` points, and may have the integers `label`
+    or `arr_1`, `[N]`. uint8 is [0, 255]; floats of images and videos are in [-1, 1].
+
+    A folder has images of one size in it and in all folders below it, in the order of
+    their paths; where all lie in two or more sub-folders, those are the classes. Pixels
+    are taken as they are stored: orientation tags are not heeded. Images are grey if
+    all of them are.
+
+    Examples are read when they are asked for, but floats are looked through once.
+
+    Attributes:
+      path: of the file or folder.
+      version: set here from the contents as the directory entries describe them: it
+        changes with them. What is given is not used.
+    """
+
+    path: str
+    version: str = ""
+
+    def __post_init__(self):
+        path = pathlib.Path(self.path)
+        if path.is_dir():
+            found = _Folder(path)
+        elif not path.exists():
+            raise FileNotFoundError(f"path: there is no file or folder '{path}'.")
+        elif path.suffix in (".npz", ".npy"):
+            found = _File(path)
+        else:
+            raise ValueError(
+                f"path: '{path}' is no .npz or .npy file and no folder of images."
+            )
+        object.__setattr__(self, "_found", found)
+        object.__setattr__(self, "version", found.version)
+
+    @property
+    def spec(self) -> types.DataSpec:
+        return self._found.spec
+
+    def __len__(self) -> int:
+        return self._found.num
+
+    def __getitem__(self, index: int) -> base.Example:
+        batch = self.__getitems__([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> base.Example:
+        indices = np.asarray(indices)
+        x = base.unit(self._found.read(indices))
+        if len(self.spec.shape) > 1:  # points may lie anywhere
+            x = np.clip(x, -1.0, 1.0)
+        example = {"x": x}
+        if self._found.label is not None:
+            example["label"] = self._found.label[indices]
+        return example
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class _File:
+    """An .npz or .npy file."""
+
+    def __init__(self, path: pathlib.Path):
+        try:
+            members = array_files.members(path)
+            name = next((name for name in _PAIRS if name in members), None)
+            if name is None:
+                raise ValueError(_no_examples(path, members))
+            self._x = array_files.open_array(path, name)
+            kept = _PAIRS[name] if _PAIRS[name] in members else None
+            self.label = None
+            if kept:
+                label = array_files.open_array(path, kept)
+                self.label = _checked_label(label, kept, len(self._x), path)
+        except ValueError as error:
+            raise ValueError(f"path: {error}") from None
+        _check_array(self._x, name, path)
+        _check_values(self._x, path)
+        self.version = _hash([(n, members[n]) for n in (name, kept) if n is not None])
+        self.num = len(self._x)
+        classes = 0 if self.label is None else int(self.label.max()) + 1
+        self.spec = types.DataSpec(tuple(self._x.shape[1:]), classes)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(self._x[indices])
+
+
+def _no_examples(path: pathlib.Path, members) -> str:
+    there = ", ".join(sorted(members)) or "nothing"
+    if {"mu", "sigma"} <= set(members):
+        there += "; these are statistics, which can be a reference only"
+    return f"{path} has no array 'x' or 'arr_0'; it has {there}."
+
+
+def _checked_label(label, name: str, num: int, path: pathlib.Path) -> np.ndarray:
+    if label.shape != (num,) or not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(
+            f"'{name}' of {path} is {label.dtype}{list(label.shape)}, not integers "
+            f"[{num}]: the class of every example."
+        )
+    label = np.asarray(label[:])
+    if num and label.min() < 0:
+        raise ValueError(f"'{name}' of {path} has negative classes.")
+    return label.astype(np.int32)
+
+
+def _check_array(x, name: str, path: pathlib.Path) -> None:
+    """Raises ValueError unless shape and type are those of examples."""
+    what = f"'{name}' of {path}" if name else str(path)
+    shape = list(x.shape)
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"path: {what} is {x.dtype}; write uint8 in [0, 255], or floats in [-1, 1]."
+        )
+    if len(shape) == 2 and x.dtype != np.uint8 and 0 not in shape:
+        return
+    accepted = "[N, H, W, 1 or 3], [N, T, H, W, 1 or 3] or, of floats, [N, D]"
+    if 0 in shape:
+        raise ValueError(f"path: {what} is empty: its shape is {shape}.")
+    if len(shape) not in (4, 5):
+        raise ValueError(f"path: {what} has shape {shape}, expected {accepted}.")
+    if shape[-1] in (1, 3):
+        return
+    for axis, place in ((1, "second"), (2, "third"))[: len(shape) - 3]:
+        if shape[axis] in (1, 3):
+            order = [i for i in range(len(shape)) if i != axis] + [axis]
+            raise ValueError(
+                f"path: {what} has shape {shape}: its channels come {place}, and last "
+                f"here; write x.transpose({', '.join(map(str, order))})."
+            )
+    raise ValueError(
+        f"path: {what} has {shape[-1]} channels (shape {shape}), expected {accepted}."
+    )
+
+
+def _check_values(x, path: pathlib.Path) -> None:
+    """Raises ValueError for floats that are not finite, or not clearly in [-1, 1]."""
+    if x.dtype == np.uint8:
+        return
+    low, high, bad, first = np.inf, -np.inf, 0, 0
+    rows = max(1, _BLOCK_BYTES // (x.dtype.itemsize * int(np.prod(x.shape[1:]))))
+    for start in range(0, len(x), rows):
+        block = np.asarray(x[start : start + rows]).reshape(-1, np.prod(x.shape[1:]))
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            first = first if bad else start + int(np.argmin(finite))
+            bad += int(np.sum(~finite))
+            block = block[finite]
+        low = min(low, float(block.min(initial=np.inf)))
+        high = max(high, float(block.max(initial=-np.inf)))
+    if bad:
+        raise ValueError(
+            f"path: {bad} of the {len(x)} examples in {path} have values that are NaN "
+            f"or infinite, the first is example {first}; leave them out."
+        )
+    if len(x.shape) == 2:  # points may lie anywhere
+        return
+    lie = f"path: the values in {path} lie in [{low:.4g}, {high:.4g}]"
+    if low < -1 - _TOLERANCE or high > 1 + _TOLERANCE:
+        raise ValueError(
+            f"{lie}, and floats have to be in [-1, 1]; of pixels in [0, 255] write "
+            "x.round().astype('uint8')."
+        )
+    if low >= 0 and low < high:
+        raise ValueError(
+            f"{lie}, so black may be 0 or -1; write uint8, which is clear: of pixels in "
+            "[0, 1] (255 * x).round().astype('uint8'), of pixels in [-1, 1] "
+            "(127.5 * x + 127.5).round().astype('uint8')."
+        )
+
+
+class _Folder:
+    """A folder of images."""
+
+    def __init__(self, root: pathlib.Path):
+        files = sorted(
+            (path.relative_to(root).as_posix(), path)
+            for path in root.rglob("*")
+            if path.suffix.lower() in image_folder.SUFFIXES
+            and not any(part[0] == "." for part in path.relative_to(root).parts)
+        )
+        if not files:
+            raise FileNotFoundError(
+                f"path: the folder {root} has no images; looked for "
+                f"{', '.join(suffix[1:] for suffix in image_folder.SUFFIXES)}."
+            )
+        self._paths = [path for _, path in files]
+        self.num = len(files)
+        shape = _common_shape(self._paths)
+        self._mode = "L" if shape[-1] == 1 else "RGB"
+        tops = [name.split("/")[0] if "/" in name else "" for name, _ in files]
+        classes = tuple(sorted(set(tops)))
+        self.label = None
+        if "" in classes or len(classes) < 2:
+            classes = ()
+        else:
+            self.label = np.asarray([classes.index(top) for top in tops], np.int32)
+        self.spec = types.DataSpec(shape, len(classes), classes)
+        stats = [path.stat() for path in self._paths]
+        self.version = _hash(
+            [
+                (name, stat.st_size, stat.st_mtime_ns)
+                for (name, _), stat in zip(files, stats, strict=True)
+            ]
+        )
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        with futures.ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._decode, indices.tolist()))
+        return np.stack(found).reshape(len(found), *self.spec.shape)
+
+    def _decode(self, index: int) -> np.ndarray:
+        from PIL import Image
+
+        path = self._paths[index]
+        with images._naming(str(path)), Image.open(path) as image:
+            return np.asarray(image.convert(self._mode))
+
+
+def _common_shape(paths: list[pathlib.Path]) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of images that all have one size.
+
+    Raises:
+      ValueError: names the first that differs, or that is neither grey nor RGB.
+    """
+    with futures.ThreadPoolExecutor() as pool:
+        found = list(pool.map(_size_and_mode, paths))
+    width, height = found[0][0]
+    for path, (size, mode) in zip(paths, found, strict=True):
+        if size != (width, height):
+            raise ValueError(
+                f"path: {path} has {size[0]} x {size[1]} pixels, and {paths[0]} "
+                f"{width} x {height}: all need one size; nothing is resized here."
+            )
+        if mode not in (*_GREY, *_COLOUR):
+            raise ValueError(
+                f"path: {path} is an image of the kind {mode}, expected 8-bit grey or "
+                "RGB without transparency."
+            )
+    grey = all(mode in _GREY for _, mode in found)
+    return height, width, 1 if grey else 3
+
+
+def _size_and_mode(path: pathlib.Path) -> tuple[tuple[int, int], str]:
+    from PIL import Image
+
+    with images._naming(str(path)), Image.open(path) as image:
+        clear = "transparency" in image.info
+        return image.size, f"{image.mode} with transparency" if clear else image.mode
