@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from diffusionlab import config as config_lib
-from diffusionlab import inference, multihost, pictures, restore, workdir
+from diffusionlab import inference, machine, multihost, pictures, restore, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult, Sampler
@@ -181,6 +181,7 @@ class Evaluation:
             "intervals": result.intervals,
             "notes": result.notes,
             "provenance": result.provenance,
+            "versions": machine.versions(),
             "pictures": names,
         }
         workdir.write_json(folder / f"{stem}.json", record)

@@ -2,6 +2,7 @@
 
   diffusionlab --config=configs/digits/denoising.py --workdir=runs/digits
   diffusionlab --mode=sample --workdir=runs/digits --num_samples=64 --label=3
+  diffusionlab --mode=eval --samples=mine.npz --reference=digits
 
 Flags are read and configs checked before JAX is imported: a mistake is answered at
 once, and nothing is written.
@@ -21,10 +22,13 @@ from diffusionlab import registry, settings, workdir
 MODES = {
     "train": "train, or go on with a run (default)",
     "sample": "draw samples from a run",
-    "eval": "evaluate a checkpoint of a run, or follow it",
+    "eval": "evaluate a checkpoint of a run, or follow it; or --samples of any program",
     "config": "print the resolved config, parameters, FLOPs and memory; compiles only",
     "doctor": "print what this machine is and how fast",
 }
+
+
+_EVALS = {"quality": {"name": "sample_quality", "extractor": {"name": "inception"}}}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="--config.KEY=VALUE overrides any key: --config.optim.denoiser."
         "learning_rate.value=1e-4. For sample and eval it overrides the run's own "
-        "config.",
+        "config. With --samples there is no run: of a --config file only the block "
+        f"`evals` is used, and without one the evaluators are {_EVALS}.",
     )
     p.add_argument("--mode", choices=MODES, default="train")
     p.add_argument("--config", help="config file, with ':variant' if any")
@@ -49,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
         help="train: go on with a run that is there, refuse to, or go on from the "
         "newest checkpoint that can be read",
     )
-    p.add_argument("--step", type=int, help="sample, eval: checkpoint (newest)")
+    p.add_argument(
+        "--step", type=_step, help="sample, eval: checkpoint, or 'best' (newest)"
+    )
     p.add_argument(
         "--ema", help="sample, eval: average by name, 'none', or sigma_rel=WIDTH"
     )
@@ -58,8 +65,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="sample: seed of the samples")
     p.add_argument("--batch_size", type=int, default=64, help="sample: size of a part")
     p.add_argument("--part", default="0/1", help="sample: K/N, of N processes")
-    p.add_argument("--out", type=pathlib.Path, help="sample: folder for the samples")
+    p.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="sample: folder for the samples; eval --samples: for the results "
+        "(<samples>_evaluation)",
+    )
     p.add_argument("--follow", action="store_true", help="eval: each new checkpoint")
+    p.add_argument(
+        "--samples",
+        help="eval: samples in an .npz or .npy file ('x' or 'arr_0', [N, H, W, C], "
+        "uint8 or in [-1, 1]) or a folder of images; no run is needed",
+    )
+    p.add_argument(
+        "--reference",
+        help="eval: what --samples are compared with: such a file or folder, an .npz "
+        "file with 'mu' and 'sigma', the name of a data set or its block, as "
+        "\"{'name': 'digits', 'split': 'test'}\"",
+    )
     p.add_argument(
         "--plugins", type=pathlib.Path, help="folder with modules for 'module:object'"
     )
@@ -68,6 +91,12 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or str(pathlib.Path.home() / ".cache" / "diffusionlab" / "jax"),
         help="folder of compiled programs; 'off' for none (%(default)s)",
+    )
+    p.add_argument(
+        "--cache",
+        type=pathlib.Path,
+        help="folder of statistics of references and converted weights "
+        "(DIFFUSIONLAB_CACHE of the environment, or ~/.cache/diffusionlab)",
     )
     p.add_argument(
         "--virtual_devices",
@@ -80,6 +109,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--process_id", type=int, default=0)
     p.add_argument("--join_timeout", type=int, default=300, help="seconds")
     return p
+
+
+def _step(text: str) -> int | str:
+    """A step, or 'best'."""
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a step or 'best', got '{text}'")
+    return text if text == "best" else int(text)
 
 
 def _overrides(unknown: list[str], flags: argparse.ArgumentParser) -> list[str]:
@@ -126,6 +162,37 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> dict:
     return resolved
 
 
+def _load_evals(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Returns the blocks of the evaluators of --samples, as they are given.
+
+    Raises:
+      ValueError: a flag is missing, or one of a run is there.
+      FileNotFoundError: there is no such config file.
+    """
+    if args.reference is None:
+        raise ValueError(
+            "--reference: missing; what are the samples compared with? For example "
+            "--reference=data.npz, or the name of a data set."
+        )
+    for flag in ("workdir", "step", "ema", "follow"):
+        if getattr(args, flag) not in (None, False):
+            raise ValueError(f"--{flag}: is of a run, and --samples need none.")
+    import ml_collections
+
+    config = ml_collections.ConfigDict({"evals": _EVALS})
+    if args.config is not None:
+        config.evals = config_lib.load(args.config).get("evals", {})
+        if not config.evals:
+            raise ValueError(f"--config: '{args.config}' has no evaluators (`evals`).")
+    config_lib.override(config, overrides)
+    blocks = config.to_dict()
+    for name in set(blocks) - {"evals"}:
+        raise ValueError(f"config.{name}: with --samples only config.evals is used.")
+    for label, block in blocks["evals"].items():
+        registry.check("evaluator", block, f"config.evals.{label}")
+    return blocks["evals"]
+
+
 def _part(text: str) -> tuple[int, int]:
     which, _, of = text.partition("/")
     if not (which.isdigit() and of.isdigit()):
@@ -147,10 +214,20 @@ def run(argv: list[str]) -> int:
         registry.plug_in_path(str(args.plugins.resolve()))
     part = _part(args.part)
     config = None
-    if args.mode != "doctor":
+    if args.cache:
+        os.environ["DIFFUSIONLAB_CACHE"] = str(args.cache.resolve())
+    files = args.samples is not None or args.reference is not None
+    if files and (args.mode != "eval" or args.samples is None):
+        flag = "reference" if args.samples is None else "samples"
+        raise ValueError(f"--{flag}: goes with --mode=eval and --samples=PATH.")
+    if files:
+        config = _load_evals(args, overrides)
+    elif args.mode != "doctor":
         config = _load(args, overrides)
         if args.mode == "train":
             workdir.check(args.workdir, config, args.resume)
+        if args.mode in ("sample", "eval") and args.step == "best":
+            args.step = workdir.best_step(args.workdir)
     cache = _set_up_jax(args)
     if args.mode == "doctor":
         from diffusionlab import describe
@@ -168,6 +245,14 @@ def run(argv: list[str]) -> int:
 
         asked = {"config": args.config, "overrides": overrides}
         return train.train(config, args.workdir, resume=args.resume, asked=asked)
+    if files:
+        from diffusionlab import evaluate_files
+
+        out = evaluate_files.run(
+            samples=args.samples, reference=args.reference, evals=config, out=args.out
+        )
+        print(f"results in {out}")
+        return 0
     _use(args, config, part)
     return 0
 

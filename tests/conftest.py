@@ -17,6 +17,9 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path(tempfile.gettempdir()) / f"diffusionlab-tests-{os.getuid()}"),
 )
+os.environ["DIFFUSIONLAB_CACHE"] = str(
+    pathlib.Path(tempfile.gettempdir()) / f"diffusionlab-tests-features-{os.getuid()}"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

@@ -37,10 +37,14 @@ def test_settings_that_say_nothing_are_refused(changes, said):
 def test_a_best_step_has_a_checkpoint():
     settings.check_best(setting(every=5), evaluator(10))
     settings.check_best(setting(best=""), {})
-    with pytest.raises(ValueError, match=r"'quality/frechet' is no number.*one of: s\.$"):
+    with pytest.raises(
+        ValueError, match=r"'quality/frechet' is no number.*one of: s\.$"
+    ):
         settings.check_best(setting(), {"s": None})
     for every in (0, 12):
-        with pytest.raises(ValueError, match="evals.quality.every: .*every = 5 for.*got"):
+        with pytest.raises(
+            ValueError, match="evals.quality.every: .*every = 5 for.*got"
+        ):
             settings.check_best(setting(every=5), evaluator(every))
 
 
@@ -132,11 +136,15 @@ def test_a_superseded_best_that_is_a_milestone_stays(tmp_path):
 
 def test_process_0_decides_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.multihost, "is_main", lambda: False)
-    monkeypatch.setattr(checkpoint.multihost, "all_of", lambda what, own, limit: [3, own])
+    monkeypatch.setattr(
+        checkpoint.multihost, "all_of", lambda what, own, limit: [3, own]
+    )
     best = checkpoint.Best(tmp_path, setting())
     best.offer(7, ("quality",), numbers(1.0))
     assert best.step == 3
-    monkeypatch.setattr(checkpoint.multihost, "all_of", lambda what, own, limit: [-1, 7])
+    monkeypatch.setattr(
+        checkpoint.multihost, "all_of", lambda what, own, limit: [-1, 7]
+    )
     best.look(7)
     assert best.step is None
     assert not list(tmp_path.iterdir())

@@ -137,7 +137,7 @@ class _Compressed:
 
     def __init__(self, path: pathlib.Path, info: zipfile.ZipInfo):
         self._path, self._lock = path, threading.Lock()
-        self._file = zipfile.ZipFile(path).open(info)
+        self._file = zipfile.ZipFile(path).open(info)  # noqa: SIM115, as a map is
         self.header = _read_header(self._file)
         self._offset = self._file.tell()
         if info.file_size < self._offset + self.header.num_bytes:

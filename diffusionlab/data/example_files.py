@@ -195,8 +195,8 @@ def _check_values(x, path: pathlib.Path) -> None:
         )
     if low >= 0 and low < high:
         raise ValueError(
-            f"{lie}, so black may be 0 or -1; write uint8, which is clear: of pixels in "
-            "[0, 1] (255 * x).round().astype('uint8'), of pixels in [-1, 1] "
+            f"{lie}, so black may be 0 or -1; write uint8, which is clear: of pixels "
+            "in [0, 1] (255 * x).round().astype('uint8'), of pixels in [-1, 1] "
             "(127.5 * x + 127.5).round().astype('uint8')."
         )
 

@@ -8,6 +8,7 @@ REGISTRY = {
         "inversion": "diffusionlab.evals.inversion:Inversion",
         "likelihood": "diffusionlab.evals.likelihood:Likelihood",
         "mixture": "diffusionlab.evals.mixture:Mixture",
+        "paired_images": "diffusionlab.evals.paired_images:PairedImages",
         "sample_quality": "diffusionlab.evals.sample_quality:SampleQuality",
         "sampler_comparison": (
             "diffusionlab.evals.sampler_comparison:SamplerComparison"

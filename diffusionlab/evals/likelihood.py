@@ -44,6 +44,7 @@ import numpy as np
 from diffusionlab import keys as keys_lib
 from diffusionlab import types
 from diffusionlab.evals import arrays
+from diffusionlab.metrics.likelihood import bits_per_dim
 from diffusionlab.types import Array, CondPredict, Process
 
 _EXACT_UP_TO = 64  # dimensions, where num_probes is None
@@ -304,18 +305,17 @@ class Likelihood:
             if not self.conditional:
                 label = np.full_like(label, context.spec.num_classes)
         numbers, dimension = {}, int(np.prod(context.spec.shape))
-        bits = 1 / (dimension * math.log(2))
         notes = {"data": f"{len(x)} held-out examples, {dimension} dimensions"}
         if self.bound:
             values = self._values
             end = math.inf if self.logsnr_max is None else self.logsnr_max
             function = bound(context.process, self.num_times, values, end)
             parts = self._batches(context, function, x, label)
-            numbers |= _summary("bound", parts.sum(0), bits)
+            numbers |= _summary("bound", parts.sum(0), dimension)
             for name, part in zip(
                 ("diffusion", "prior", "reconstruction"), parts, strict=True
             ):
-                numbers[f"bound_{name}"] = float(part.mean() * bits)
+                numbers[f"bound_{name}"] = float(bits_per_dim(part.mean(), dimension))
         if self.flow:
             probes = self.num_probes
             if probes is None:
@@ -325,7 +325,7 @@ class Likelihood:
             log_p = self._batches(context, function, x, label)
             if self.levels:
                 log_p = log_p + dimension * math.log(width)
-            numbers |= _summary("flow", -log_p.mean(0), bits)
+            numbers |= _summary("flow", -log_p.mean(0), dimension)
             logsnr = float(context.process.schedule.logsnr(np.float32(0)))
             how = f"from {probes} probes per example" if probes else "exact"
             notes["flow"] = (
@@ -334,7 +334,8 @@ class Likelihood:
             )
             if probes > 1:
                 within = log_p.var(0, ddof=1).mean() / probes
-                numbers["probe_error"] = float(math.sqrt(within / len(x)) * bits)
+                error = math.sqrt(within / len(x))
+                numbers["probe_error"] = float(bits_per_dim(error, dimension))
         return types.EvalResult(numbers, notes)
 
     @property
@@ -354,10 +355,10 @@ class Likelihood:
         return np.concatenate(found, axis=1)[:, : len(x)]
 
 
-def _summary(name: str, nats: np.ndarray, bits: float) -> dict[str, float]:
+def _summary(name: str, nats: np.ndarray, dimension: int) -> dict[str, float]:
     error = nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else math.inf
     return {
         f"{name}_nats": float(nats.mean()),
-        f"{name}_bits": float(nats.mean() * bits),
-        f"{name}_error": float(error * bits),
+        f"{name}_bits": float(bits_per_dim(nats.mean(), dimension)),
+        f"{name}_error": float(bits_per_dim(error, dimension)),
     }

@@ -17,7 +17,8 @@ import dataclasses
 import numpy as np
 
 from diffusionlab import pictures, types
-from diffusionlab.evals import arrays, precision_recall
+from diffusionlab.evals import arrays
+from diffusionlab.metrics import neighbours
 
 _INSIDE = 0.9973  # what lies within 3 standard deviations in one dimension
 
@@ -186,7 +187,7 @@ def sample_statistics(x, label, means, std) -> dict[str, float]:
 
 def _closest(x, means) -> np.ndarray:
     """The component whose mean is nearest to each row of x."""
-    return precision_recall.nearest(np.asarray(x), np.asarray(means, np.float32))[0]
+    return neighbours.nearest(np.asarray(x), np.asarray(means, np.float32))[0]
 
 
 def _same_labels(sets, labels) -> list[np.ndarray]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from diffusionlab import types
 from diffusionlab.evals import feature_store, reference, statistics_file
-from diffusionlab.features.base import Extractor, Network
+from diffusionlab.features.base import Network
 from diffusionlab.metrics import frechet, kernel, neighbours
 from diffusionlab.metrics.base import Features, Metric
 
@@ -124,7 +123,6 @@ class SampleQuality:
             },
             "reference": _about(against),
             "network": network.about,
-            "diffusionlab": importlib.metadata.version("diffusionlab"),
         }
         if self.baseline:
             about["baseline"] = _about(real)

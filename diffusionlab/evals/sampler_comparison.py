@@ -3,13 +3,10 @@
 An evaluation is one call of the sampler's `predict` for a sample: guidance, such as
 classifier-free, may call the network more than once in it.
 
-The main number works for any data. With mean m and covariance C of the flattened
-samples (1) and of as many held-out examples (2), the Frechet distance of gaussians is
-
-    d² = |m_1 - m_2|² + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)                 (1)
-
-Source: Dowson and Landau 1982 for (1); Heusel et al. 2017 (arXiv 1706.08500) for its
-use, there on the features of a classifier and here on the data themselves.
+The main number is the Frechet distance of `metrics/frechet.py` to held-out examples.
+Of the data themselves, without an extractor, it is d, the root of that distance, which
+has the units of the data; of the features of an extractor it is the distance as it is,
+which with those of Inception is FID.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -28,26 +26,17 @@ from diffusionlab import keys as keys_lib
 from diffusionlab import pictures, samplers, types
 from diffusionlab.evals import arrays
 from diffusionlab.evals import samples as samples_lib
-from diffusionlab.evals.precision_recall import flat
+from diffusionlab.metrics import base as metrics_base
+from diffusionlab.metrics import frechet, moments
+from diffusionlab.metrics.neighbours import flat
 from diffusionlab.samplers import base
 
 _MAX_DIMENSION = 1024
+_BATCH = 64  # examples whose features are computed at a time
 _NUM_MEASURED = 64  # examples whose evaluations are counted, of an adaptive sampler
 # The other count of a sampler whose evaluations are not all plain: without the
 # Jacobian-vector products.
 _PLAIN_COUNT = "num_predictions"
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns d of equation 1 for rows `[N, D]`, computed in float64."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    first, second = (np.atleast_2d(np.cov(q, rowvar=False)) for q in (a, b))
-    values, vectors = np.linalg.eigh(first)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    middle = np.linalg.eigvalsh(root @ second @ root)
-    square = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(first + second)
-    square -= 2 * np.sum(np.sqrt(np.maximum(middle, 0)))
-    return float(np.sqrt(max(square, 0.0)))
 
 
 class Point(NamedTuple):
@@ -73,8 +62,10 @@ class SamplerComparison:
     Numbers, `<sampler>/<evaluations>/<metric>`, and the same for real training examples
     as `real/<metric>`:
 
-      frechet: d of equation 1, in units of the data; smaller is better.
-      agreement: share recognised as the class asked for, see `Samples`; with labels.
+      frechet: Frechet distance to the held-out examples; smaller is better. Without an
+        extractor d, in units of the data; with one d², as `metrics/frechet.py`.
+      agreement: share recognised as the class asked for, see `Samples`; with labels,
+        and data of at most 1,024 dimensions.
 
     At a budget a sampler makes the most steps that need no more evaluations; equal
     counts are drawn once. One that counts Jacobian-vector products has a second curve
@@ -87,6 +78,10 @@ class SamplerComparison:
       num_evaluations: budgets.
       tolerances: rtol and atol of adaptive samplers.
       num_samples: samples of each, and held-out examples at most.
+      extractor: block of a feature network; None compares the data themselves, of at
+        most 1,024 dimensions.
+      groups: of the jackknife behind the intervals of `frechet`, each of which costs
+        one more distance; 0 is without intervals.
       every: steps between evaluations; 0 is at the end only.
     """
 
@@ -94,6 +89,8 @@ class SamplerComparison:
     num_evaluations: tuple[int, ...] = (4, 8, 16, 32, 64)
     tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
     num_samples: int = 1000
+    extractor: Any = None
+    groups: int = 10
     every: int = 0
 
     def __post_init__(self):
@@ -108,14 +105,20 @@ class SamplerComparison:
             raise ValueError(
                 f"num_samples: must be at least 2, got {self.num_samples}."
             )
+        metrics_base.check_groups(self.groups)
 
     def check(self, source: types.Source) -> None:
-        """Raises ValueError where a covariance of the data would be too large."""
-        size = int(np.prod(source.spec.shape))
-        if size > _MAX_DIMENSION:
+        """Raises ValueError or FileNotFoundError where it cannot work on these data."""
+        if self.extractor is not None:
+            try:
+                self.extractor.check(source.spec)
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"extractor.{error}") from None
+        elif _size(source.spec) > _MAX_DIMENSION:
             raise ValueError(
                 "name: the evaluator 'sampler_comparison' fits a covariance to at most "
-                f"{_MAX_DIMENSION} dimensions, and the data have {size}."
+                f"{_MAX_DIMENSION} dimensions, and the data have "
+                f"{_size(source.spec)}; give an extractor."
             )
 
     def __call__(self, context: types.EvalContext) -> types.EvalResult:
@@ -123,9 +126,10 @@ class SamplerComparison:
         points, refused = self._points(context)
         test = arrays.spread(context.test, self.num_samples)
         train = arrays.spread(context.train, len(test["x"]))
-        judge = functools.partial(_judge, train=train, test=test, spec=context.spec)
-        real = judge(train["x"], train.get("label"))
+        judge = _Judge(self.extractor, self.groups, context, train, test)
+        real, interval = judge(train["x"], train.get("label"))
         numbers = {f"real/{name}": value for name, value in real.items()}
+        intervals = {f"real/{name}": ends for name, ends in interval.items()}
         curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
         start = time.monotonic()
         for done, point in enumerate(points):
@@ -148,7 +152,7 @@ class SamplerComparison:
                     raise
                 refused[point.label] = str(error)
                 continue
-            found = judge(np.asarray(x), np.asarray(label))
+            found, interval = judge(np.asarray(x), np.asarray(label))
             count = point.count or _measured(context, point.sampler)
             lines = [(point.label, count)]
             if point.plain not in (None, point.count):
@@ -160,15 +164,23 @@ class SamplerComparison:
                     key += f" ({tells})"
                 curves.setdefault(name, []).append((count, found))
                 numbers |= {f"{key}/{metric}": v for metric, v in found.items()}
+                intervals |= {f"{key}/{m}": ends for m, ends in interval.items()}
         notes = {
             "data": f"{self.num_samples} samples each, {len(test['x'])} held-out "
             "examples, as many training examples",
+            "frechet": judge.meaning,
             **{f"refused: {label}": reason for label, reason in refused.items()},
         }
-        return types.EvalResult(numbers, notes, self._pictures(curves, real))
+        about = {
+            "samples": {"num": self.num_samples, **context.about},
+            "reference": {"name": "held-out data", "num": len(test["x"])},
+            "network": judge.about,
+        }
+        shown = self._pictures(curves, real, judge.meaning)
+        return types.EvalResult(numbers, notes, shown, intervals, about)
 
-    def _pictures(self, curves, real) -> dict[str, np.ndarray]:
-        titles = {"frechet": "Frechet distance", "agreement": "share misrecognised"}
+    def _pictures(self, curves, real, meaning: str) -> dict[str, np.ndarray]:
+        titles = {"frechet": meaning, "agreement": "share misrecognised"}
         shown = {}
         for metric, reference in real.items():
             title = titles[metric]
@@ -292,16 +304,64 @@ def _word(value) -> str:
     return type(value).__name__ if dataclasses.is_dataclass(value) else f"{value}"
 
 
-def _judge(x, label, *, train, test, spec) -> dict[str, float]:
-    """The metrics of one set of samples."""
-    x = np.nan_to_num(np.asarray(x, np.float64), nan=1e6, posinf=1e6, neginf=-1e6)
-    # A sampler that runs away is that much worse, and breaks nothing.
-    x = np.clip(x, -1e6, 1e6)
-    found = {"frechet": frechet(flat(x), flat(test["x"]))}
-    if spec.num_classes:
-        agreement = samples_lib.agreement(x, label, train, test, spec)
-        found["agreement"] = agreement["agreement"]
-    return found
+def _size(spec: types.DataSpec) -> int:
+    return math.prod(spec.shape)
+
+
+class _Judge:
+    """Measures samples against held-out examples.
+
+    Attributes:
+      meaning: what its Frechet distance is, for a note and a picture.
+      about: JSON of the feature network.
+    """
+
+    def __init__(self, extractor, groups: int, context, train, test):
+        self._train, self._test, self._groups = train, test, groups
+        self._spec, self._network = context.spec, None
+        self.about = {"network": "the data themselves"}
+        self.meaning = "Frechet distance of the data, d"
+        if extractor is not None:
+            self._network, self._apply = extractor.load(context.room), context.apply
+            self.about = self._network.about
+            self.meaning = "Frechet distance of features, d²"
+        reference = moments.of_rows(self._features(test["x"]))
+        self._square = frechet.distance_to(reference)
+
+    def __call__(self, x, label) -> tuple[dict, dict]:
+        """Returns the numbers of one set of samples, and intervals of some of them."""
+        x = np.nan_to_num(np.asarray(x, np.float32), nan=1e6, posinf=1e6, neginf=-1e6)
+        # A sampler that runs away is that much worse, and breaks nothing.
+        x = np.clip(x, -1e6, 1e6)
+        rows = self._features(x)
+        value = self._distance(total := moments.of_rows(rows))
+        found, intervals = {"frechet": value}, {}
+        # Without a group at least 2 samples must be left for a covariance.
+        if self._groups and len(rows) >= max(self._groups, 4):
+            parts = metrics_base.group_moments(rows, self._groups)
+            rest = [self._distance(moments.without(total, part)) for part in parts]
+            intervals["frechet"] = metrics_base.jackknife(value, rest)
+        spec = self._spec
+        if spec.num_classes and _size(spec) <= _MAX_DIMENSION:
+            agreement = samples_lib.agreement(x, label, self._train, self._test, spec)
+            found["agreement"] = agreement["agreement"]
+        return found, intervals
+
+    def _distance(self, found: moments.Moments) -> float:
+        square = self._square(found)
+        return math.sqrt(square) if self._network is None else square
+
+    def _features(self, x: np.ndarray) -> np.ndarray:
+        if self._network is None:
+            return flat(x)
+        network, parts = self._network, []
+        for start in range(0, len(x), _BATCH):
+            # The last batch is filled up: another size would be another program.
+            chosen = np.minimum(np.arange(start, start + _BATCH), len(x) - 1)
+            ready = network.prepare(np.asarray(x[chosen], np.float32))
+            found = self._apply(network.apply, network.params, ready)
+            parts.append(found["features"])
+        return np.concatenate(parts)[: len(x)]
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,12 +16,14 @@ Source: torch/serialization.py and torch/_utils.py of torch 2 for the formats.
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import pathlib
 import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +32,20 @@ import numpy as np
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
+# What a damaged pickle or zip file may raise besides ValueError.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -92,17 +108,15 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     with open(path, "rb") as file:
         try:
-            if zipfile.is_zipfile(file):
+            if file.peek(4)[:4] == b"PK\x03\x04":
                 objects, raw = _read_zip(file)
             else:
-                file.seek(0)
                 objects, raw = _read_legacy(file)
+            # Tensors may be many parts of one large storage.
+            raw = functools.lru_cache(maxsize=1)(raw)
             tensors = dict(_named(_state(objects)))
             arrays = {name: _array(tensor, raw) for name, tensor in tensors.items()}
-        except ValueError:
-            raise
-        except Exception as error:
-            # A damaged pickle can fail in any way at all, as can a damaged zip file.
+        except _DAMAGED as error:
             kind = type(error).__name__
             raise ValueError(f"not a file of torch, or damaged ({kind})") from error
     if arrays and all(name.startswith("module.") for name in arrays):
@@ -111,7 +125,14 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits the names of `_ADMITTED`, and those of TorchScript modules."""
+    """Admits the names of `_ADMITTED`, and those of TorchScript modules.
+
+    `storages` has the type of each storage that was mentioned.
+    """
+
+    def __init__(self, file: io.BufferedIOBase):
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, np.dtype] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ADMITTED:
@@ -131,6 +152,7 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(f"it holds a stored '{kind}', which is not known")
         if len(rest) > 2 and rest[2] is not None:
             raise ValueError("its storages are views of each other")
+        self.storages[str(key)] = dtype
         return _Storage(str(key), dtype)
 
 
@@ -181,32 +203,19 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, Callable[[str], bytes]]:
 def _read_legacy(file: io.BufferedReader) -> tuple[Any, Callable[[str], bytes]]:
     if _Unpickler(file).load() != _MAGIC:
         raise ValueError("not a file of torch")
-    _version, machine, objects, keys = (_Unpickler(file).load() for _ in range(4))
+    _version, machine = (_Unpickler(file).load() for _ in range(2))
     if machine.get("little_endian", True) != (sys.byteorder == "little"):
         raise ValueError(f"its bytes are not {sys.byteorder}-endian")
-    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in _tensors(objects)}
+    unpickler = _Unpickler(file)
+    objects = unpickler.load()
     data = {}
-    for key in map(str, keys):
+    for key in map(str, _Unpickler(file).load()):
         (num,) = struct.unpack("<q", file.read(8))
-        # A storage of which there is no tensor is unheard of; without its type the
-        # place of the next one is unknown.
-        size = num * dtypes[key].itemsize
+        size = num * unpickler.storages[key].itemsize
         data[key] = file.read(size)
         if len(data[key]) != size:
             raise ValueError("damaged: the file ends early")
     return objects, data.__getitem__
-
-
-def _tensors(objects: Any) -> Iterator[_Tensor]:
-    """Yields every tensor, whatever it is in."""
-    if isinstance(objects, _Tensor):
-        yield objects
-    elif isinstance(objects, Mapping):
-        for value in objects.values():
-            yield from _tensors(value)
-    elif isinstance(objects, list | tuple):
-        for value in objects:
-            yield from _tensors(value)
 
 
 def _state(objects: Any) -> Mapping[str, Any]:

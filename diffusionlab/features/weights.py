@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-import tempfile
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -103,7 +103,7 @@ def converted(
             return _read_npz(kept), digest
         except ValueError:
             pass  # cut short by a full disk, say; written over below
-    arrays, digest = read(path, field, origin)
+    arrays, _ = read(path, field, origin)
     try:
         params = dict(convert(arrays))
     except KeyError as error:
@@ -111,7 +111,7 @@ def converted(
         raise ValueError(_foreign(field, path, problem, origin)) from error
     except ValueError as error:
         raise ValueError(_foreign(field, path, str(error), origin)) from error
-    _write_npz(kept.with_name(f"{digest}-{version}.npz"), params)
+    _write_npz(kept, params)
     return params, digest
 
 
@@ -137,25 +137,24 @@ def _read_safetensors(path: pathlib.Path) -> Arrays:
 
 
 def _read_npz(path: pathlib.Path) -> Arrays:
-    damaged = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # `load` would also take a single array, .npy.
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as arrays:
             return dict(arrays)
-    except damaged:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
         raise ValueError("not an .npz file of plain arrays, or damaged") from None
 
 
 def _write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a file whole: others see the old one, or none, until it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(suffix=".partial", dir=path.parent)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "xb") as file:
             np.savez(file, **arrays)
         os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 _READERS: dict[str, Callable[[pathlib.Path], Arrays]] = {

@@ -101,7 +101,7 @@ def of_mean(values: np.ndarray) -> tuple[float, Interval]:
     """Returns the mean of independent values `[N]`, and its interval."""
     values = np.asarray(values, np.float64)
     mean = float(values.mean())
-    half = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values))
+    half = float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, (mean - half, mean + half)
 
 

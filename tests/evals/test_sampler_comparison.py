@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from diffusionlab import samplers
-from diffusionlab.evals import sampler_comparison
 from diffusionlab.evals.sampler_comparison import SamplerComparison
+from diffusionlab.features import pixels
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.samplers import base
 from diffusionlab.samplers.ancestral import Ancestral
@@ -80,17 +80,50 @@ class Refuses:
         raise ValueError("name: works nowhere.")
 
 
-def test_frechet_distances_of_gaussians_are_known():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3))
-    assert sampler_comparison.frechet(x, x) == pytest.approx(0, abs=1e-6)
-    assert sampler_comparison.frechet(x, x + [3, 0, 4]) == pytest.approx(5)
-    # Of c² C and C: tr (c - 1)² C.
-    wide = x.mean(0) + 3 * (x - x.mean(0))
-    exact = 2 * np.sqrt(np.trace(np.cov(x, rowvar=False)))
-    assert sampler_comparison.frechet(wide, x) == pytest.approx(exact)
-    one = sampler_comparison.frechet(x[:, :1], 2 * x[:, :1])
-    assert one == pytest.approx(np.hypot(x[:, 0].mean(), x[:, 0].std(ddof=1)))
+def shifted(context, by=(3.0, 4.0)):
+    """A context that draws the held-out examples themselves, moved."""
+
+    def draw(number, sampler):
+        return context.test.x[:number] + np.float32(by), context.test.label[:number]
+
+    return context._replace(
+        draw=draw,
+        apply=lambda function, params, x: jax.device_get(function(params, x)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("extractor", "shift"), [(None, 5.0), (pixels.Pixels(), 25.0)], ids=["d", "d²"]
+)
+def test_a_shift_is_the_distance_of_the_data_and_the_square_of_features(
+    context, extractor, shift
+):
+    evaluator = SamplerComparison(
+        samplers=(Ddim(num_steps=1),),
+        num_evaluations=(2,),
+        num_samples=300,
+        extractor=extractor,
+    )
+    evaluator.check(context.test)
+    result = evaluator(shifted(context))
+    assert result.numbers["ddim/2/frechet"] == pytest.approx(shift, rel=1e-5)
+    low, high = result.intervals["ddim/2/frechet"]
+    # Classes come in turn, so each group has its mean from spread 0.2 in the direction
+    # of the shift: the standard error of d is 0.2 / 300^1/2, of d² 10 times that, and
+    # the interval 2.26 of them to each side; ten groups tell it to a quarter.
+    width = (high - low) / (1 if extractor is None else 10)
+    assert low < shift < high
+    assert width == pytest.approx(2 * 2.26 * 0.2 / 300**0.5, rel=0.5)
+    assert set(result.intervals) == {"ddim/2/frechet", "real/frechet"}
+    meant = "features, d²" if extractor else "the data, d"
+    assert result.notes["frechet"].endswith(meant)
+    about = result.provenance
+    assert about["reference"] == {"name": "held-out data", "num": 300}
+    assert about["network"]["network"] == (
+        "pixels" if extractor else "the data themselves"
+    )
+    without = dataclasses.replace(evaluator, groups=0)(shifted(context))
+    assert without.numbers == result.numbers and not without.intervals
 
 
 def test_more_evaluations_are_better_and_real_data_best(exact_context, capsys):
@@ -207,11 +240,16 @@ def test_what_does_not_fit_is_refused(exact_context):
     wide = exact_context(PROCESS, np.zeros((1, 2000)), 0.5, number=2).test
     with pytest.raises(ValueError, match="at most 1024 dimensions.* have 2000"):
         SamplerComparison().check(wide)
+    SamplerComparison(extractor=pixels.Pixels()).check(wide)
+    huge = exact_context(PROCESS, np.zeros((1, 9000)), 0.5, number=2).test
+    with pytest.raises(ValueError, match=r"^extractor\.name: .*the data have 9000"):
+        SamplerComparison(extractor=pixels.Pixels()).check(huge)
     for field, value in (
         ("num_evaluations", ()),
         ("num_evaluations", (0,)),
         ("tolerances", (0.0,)),
         ("num_samples", 1),
+        ("groups", 1),
     ):
         with pytest.raises(ValueError, match=f"^{field}: "):
             SamplerComparison(**{field: value})
