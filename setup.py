@@ -28,7 +28,17 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "tf": ["tensorflow"],
         "wandb": ["wandb"],
+        # What tests/peers and benchmarks/peers compare with.
+        "peers": [
+            "clean-fid>=0.1.35",
+            "lpips>=0.1.4",
+            "scikit-image>=0.25",
+            "torch-fidelity>=0.4",
+            "torchmetrics>=1.9",
+            "transformers>=4.50",
+        ],
         "test": [
+            "prdc>=0.2",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

@@ -53,9 +53,12 @@ def shrink(config: ml_collections.ConfigDict) -> None:
         "denoising_loss": dict(num_batches=2, batch_size=16),
         "samples": dict(num_samples=40, num_real=200),
         "mixture": dict(num_samples=40),
+        "sample_quality": dict(num_samples=60, num_reference=60, metrics=()),
     }
     for block in config.evals.values():
         block.update(toy[block.name])
+        if "every" in block:
+            block.every = 5
     config.checkpoint.every = 5
     config.checkpoint.keep_every = 0
     config.logging.every = 2

@@ -1,4 +1,4 @@
-"""The curves of a report: what was measured, by name and step, as data for drawing."""
+"""What a report shows, as data: curves over training, and numbers that form tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from diffusionlab.evals import denoising_loss
 
 _MAX_POINTS = 600  # of a curve: more than a screen can tell apart
 _MAX_LEVEL_CURVES = 5
+_MAX_LINES = 20  # of a chart, such as one for each class
 _LOGARITHMIC = re.compile(r"loss|grad_norm|excess")
 _FIRST = ("train/loss", "train/", "eval/")
+# Which end of a column of classes is the bad one; of other metrics it is not known.
+_HIGHER = re.compile(
+    r"accura|agreement|authenticity|coverage|density|inception|precision|psnr|recall"
+    r"|ssim|vendi"
+)
+_LOWER = re.compile(
+    r"bits|cmmd|distance|error|frechet|kernel|loss|lpips|mifid|perplexity|wasserstein"
+)
 
 
 def evenly(items: list, limit: int) -> list:
@@ -46,6 +55,59 @@ def collect(rows: Iterable[Mapping], evals: Iterable[Mapping]) -> dict[str, dict
     return dict(found)
 
 
+def intervals(evals: Iterable[Mapping]) -> dict[str, dict]:
+    """Returns name -> {step: (low, high)} of the evaluations, named as by `collect`."""
+    found: dict[str, dict] = defaultdict(dict)
+    for result in evals:
+        for name, ends in (result.get("intervals") or {}).items():
+            low, high = map(number, ends)
+            if low is not None and high is not None:
+                name = f"eval/{result['evaluator']}/{name}"
+                found[name][result["step"]] = (low, high)
+    return dict(found)
+
+
+def by_part(
+    numbers: Mapping[str, Any], class_names: Iterable[str] = ()
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns {part: {metric: value}} of the numbers `<metric>/<part>`, and the rest.
+
+    They are a table where the part is a class, or where two metrics have it in common.
+    What is over noise levels is drawn as a curve and belongs to the rest, with all that
+    is nested deeper.
+    """
+    metrics: dict[str, list[str]] = defaultdict(list)
+    classes = set(class_names)
+    for name in numbers:
+        metric, _, part = name.partition("/")
+        plain = part and "/" not in part and "_by_logsnr" not in metric
+        if plain or part in classes:
+            metrics[part].append(metric)
+    table = {
+        part: {metric: numbers[f"{metric}/{part}"] for metric in having}
+        for part, having in metrics.items()
+        if part in classes or len(having) > 1
+    }
+    placed = {f"{metric}/{part}" for part, row in table.items() for metric in row}
+    return table, {n: value for n, value in numbers.items() if n not in placed}
+
+
+def worst(metric: str, values: Mapping[str, Any]) -> set[str]:
+    """Returns the keys of the worst of several values; none where all are alike."""
+    known = {
+        k: v for k, v in ((k, number(v)) for k, v in values.items()) if v is not None
+    }
+    if len(set(known.values())) < 2:
+        return set()
+    if _HIGHER.search(metric):
+        bad = min(known.values())
+    elif _LOWER.search(metric):
+        bad = max(known.values())
+    else:
+        return set()
+    return {key for key, value in known.items() if value == bad}
+
+
 def number(value: Any) -> float | None:
     """Returns a finite float; None, a gap in the curve, where there was none."""
     if isinstance(value, bool | list) or value is None:
@@ -57,11 +119,18 @@ def number(value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def charts(found: Mapping[str, Mapping]) -> list[dict]:
+def charts(
+    found: Mapping[str, Mapping], bands: Mapping[str, Mapping] | None = None
+) -> list[dict]:
     """Returns every scalar that was measured at two steps or more, ready to draw.
 
-    Each is `{title, x, log, series: [{name, points: [[step, value or None], ...]}]}`;
-    a figure `name_real` is a line in the chart of `name`.
+    Each is `{title, x, log, series: [{name, points: [[step, value or None], ...],
+    band: [[step, low, high], ...]}]}`; a figure `name_real` is a line in the chart of
+    `name`. Of many lines of a chart some are left out, evenly.
+
+    Args:
+      found: see `collect`.
+      bands: see `intervals`.
     """
     by_title: dict[str, dict] = {}
     for name, by_step in found.items():
@@ -72,8 +141,11 @@ def charts(found: Mapping[str, Mapping]) -> list[dict]:
             continue
         title, line = _place(name)
         chart = by_title.setdefault(title, {"title": title, "x": "step", "series": []})
-        chart["series"].append({"name": line, "points": _thin(pairs)})
+        band = [[s, *ends] for s, ends in sorted((bands or {}).get(name, {}).items())]
+        line = {"name": line, "points": _thin(pairs), "band": band}
+        chart["series"].append(line)
     for title, chart in by_title.items():
+        chart["series"] = evenly(chart["series"], _MAX_LINES)
         chart["log"] = bool(_LOGARITHMIC.search(title)) and _positive(chart["series"])
     return sorted(by_title.values(), key=lambda chart: _rank(chart["title"]))
 

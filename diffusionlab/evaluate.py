@@ -191,17 +191,40 @@ def table(
     numbers: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
-    """Lines 'name  value  [low, high]', aligned; intervals are 95 %."""
-    intervals = intervals or {}
-    width = max((len(name) for name in numbers), default=0)
-    lines = []
+    """Aligned lines 'name  value  [low, high]  real data: value'.
+
+    Args:
+      numbers: by name; one whose name ends in '_real' stands beside its own figure.
+      intervals: of some of them, 95 %.
+    """
+    intervals, lines = intervals or {}, []
+    real = {name: pictured for name in numbers if (pictured := _real(name)) in numbers}
     for name, value in numbers.items():
-        line = f"  {name:<{width}}  {value:<10.4g}"
+        if name in real.values():
+            continue
+        words = ["", ""]
         if name in intervals:
-            low, high = intervals[name]
-            line += f"  [{low:.4g}, {high:.4g}]"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+            words[0] = "[{:.4g}, {:.4g}]".format(*intervals[name])
+        if name in real:
+            words[1] = f"real data: {numbers[real[name]]:.4g}"
+        lines.append((name, f"{value:.4g}", *words))
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(3)]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            [word.ljust(width) for word, width in zip(line, widths, strict=False)]
+            + [line[3]]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _real(name: str) -> str:
+    """The same figure for real data: 'a/b' and 'eval/x/a/b' -> '..a_real/b'."""
+    parts = name.split("/")
+    first = 2 if parts[0] == "eval" else 0
+    parts[first] += "_real"
+    return "/".join(parts)
 
 
 def evaluate(

@@ -7,7 +7,6 @@ in `evals/`, `report.html`, and `inputs.json`, which binds it to one pair of inp
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 from diffusionlab import (
     evaluate,
     inference,
+    machine,
     multihost,
     pictures,
     registry,
@@ -32,6 +32,7 @@ from diffusionlab import (
 from diffusionlab.file_inputs import Reference, Samples, about_files, open_files
 from diffusionlab.types import DataSpec, EvalContext, EvalResult, Source
 
+_SHOWN = 100  # samples in the picture of the report
 _TIMEOUT = 600.0  # seconds that one of several processes waits for the others
 
 
@@ -92,6 +93,10 @@ def run(
                 table = evaluate.table(result.numbers, result.intervals)
                 print(f"{label}:\n{table}", flush=True)
     if multihost.is_main():
+        if pictures.shows_images(drawn.spec.shape):
+            x, label = drawn.draw(_SHOWN)
+            shown = pictures.of_examples(x, label if drawn.spec.num_classes else None)
+            pictures.save_png(out / "samples" / "step_00000000.png", shown)
         _finish(out, inputs)
     return out
 
@@ -257,11 +262,13 @@ def _finish(out: pathlib.Path, inputs: Mapping[str, Any]) -> None:
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((out / "evals").glob("*.json"))
     }
+    environment = machine.environment()
+    workdir.write_json(out / "environment.json", [environment])
     workdir.write_json(
         out / "evaluation.json",
         {
             **inputs,
-            "diffusionlab": importlib.metadata.version("diffusionlab"),
+            "environment": environment,
             "evals": {
                 label: {k: v for k, v in record.items() if k not in _OF_RUNS}
                 for label, record in found.items()

@@ -35,6 +35,7 @@ class Reference:
         block = _block(given)
         if block is not None:
             self.train, self.test = _splits(block)
+            block = registry.check("source", block, "--reference")
             self.about = {"source": block, "num": len(self.train)}
         elif _has_statistics(path) and not _has_examples(path):
             self.statistics = given

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -199,8 +200,12 @@ def _sobol(experiment: Experiment, start: int) -> Callable[[int], np.ndarray]:
         sequence.fast_forward(start)
 
     def points(num: int) -> np.ndarray:
+        with warnings.catch_warnings():
+            # It wants powers of two; the sequence as a whole is what is used.
+            warnings.simplefilter("ignore", UserWarning)
+            uniform = sequence.random(num)
         # Cells of 2^-32, taken at their middle: none is 0 or 1.
-        uniform = sequence.random(num) + 2.0**-33
+        uniform = uniform + 2.0**-33
         return special.ndtri(uniform).reshape(num, *shape).astype(np.float32)
 
     return points
@@ -305,12 +310,6 @@ def make_room(mesh, timeout: float) -> Room:
     def open_run(folder: pathlib.Path, step: int | None):
         built = experiment_lib.of_run(folder, "run")
         objective, checkpoints = built.objective, Checkpoints(folder)
-        if not hasattr(objective, "features"):
-            raise ValueError(
-                f"run: the run in '{folder}' has the objective "
-                f"'{built.config['objective']['name']}', which is no classifier; give "
-                "one of 'noisy_classification'."
-            )
         steps = checkpoints.steps()
         if step is not None and step not in steps:
             raise ValueError(

@@ -18,15 +18,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusionlab import curves, writers
+from diffusionlab import report_tables as tables
+from diffusionlab import workdir as workdir_lib
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 _MAX_GRIDS = 24
 _MAX_IMAGE_BYTES = 4_000_000  # of all pictures together, before base64
-_TILES = ("agreement", "precision", "recall", "excess", "inside", "loss")
+_TILES = (
+    *("frechet", "inception_score", "kernel", "agreement", "precision", "recall"),
+    *("excess", "inside", "loss"),
+)
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes `report.html` into the run directory and returns its path.
+
+    A directory that holds evaluations and nothing else has a page of those.
 
     Raises:
       FileNotFoundError: there is no such directory.
@@ -51,14 +58,18 @@ def _page(workdir: pathlib.Path) -> str:
     latest = {e["evaluator"]: e for e in evals}
     # What can be looked at comes first.
     latest = dict(sorted(latest.items(), key=lambda item: not item[1].get("pictures")))
+    compared = {name: e for name, e in latest.items() if tables.compares(e)}
+    others = {name: e for name, e in latest.items() if name not in compared}
     measured = curves.collect(rows, evals)
     grids = curves.evenly(sorted((workdir / "samples").glob("step_*.png")), _MAX_GRIDS)
     shown = [workdir / p for e in latest.values() for p in e.get("pictures", ())]
     shown = [path for path in shown if path.is_file()]
     budget = _MAX_IMAGE_BYTES // max(1, len(grids) + len(shown))
-    charts, levels = curves.charts(measured), curves.levels(measured)
+    charts = curves.charts(measured, curves.intervals(evals))
+    levels = curves.levels(measured)
     sections = [
-        ("Evaluation", _evaluations(latest, workdir, budget)),
+        ("Evaluation", _evaluations(others, workdir, budget)),
+        ("Quality against steps", _evaluations(compared, workdir, budget)),
         ("Samples over time", _slider(grids, budget)),
         ("Loss by noise level", _canvas("levels", levels)),
         ("Curves", _canvas("charts", charts)),
@@ -67,13 +78,16 @@ def _page(workdir: pathlib.Path) -> str:
     ]
     return _document(
         title=html.escape(workdir.name),
-        tiles=_tiles(rows, latest),
+        kind="run" if config else "evaluation",
+        tiles=_tiles(rows, latest, _json(workdir / workdir_lib.BEST_FILE)),
         sections=[(title, body) for title, body in sections if body],
         data={"charts": charts, "levels": levels},
     )
 
 
-def _document(*, title: str, tiles: str, sections: list, data: Mapping) -> str:
+def _document(
+    *, title: str, kind: str, tiles: str, sections: list, data: Mapping
+) -> str:
     """The page around its parts, which are HTML already."""
     style, script = (
         (_ASSETS / name).read_text(encoding="utf-8")
@@ -91,7 +105,7 @@ def _document(*, title: str, tiles: str, sections: list, data: Mapping) -> str:
 <meta name='viewport' content='width=device-width, initial-scale=1'>
 <title>{title} · diffusionlab</title><link rel='icon' href='data:,'>
 <style>{style}</style></head>
-<body><header><p class='kicker'>diffusionlab run</p><h1>{title}</h1>
+<body><header><p class='kicker'>diffusionlab {kind}</p><h1>{title}</h1>
 {tiles}<nav>{links}</nav></header>
 <main>{bodies}</main>
 <script type='application/json' id='data'>{inlined}</script>
@@ -112,34 +126,28 @@ def _slug(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
-def _format(value: Any) -> str:
-    number = curves.number(value)
-    if number is None:
-        return str(value)
-    if number == int(number) and abs(number) < 1e12:
-        return f"{int(number):,}"
-    return f"{number:.4g}"
-
-
-def _tiles(rows, latest) -> str:
+def _tiles(rows, latest, best) -> str:
     """The few numbers to see first."""
     tiles: list[tuple[str, str, str]] = []
     steps = [row["step"] for row in rows] + [e["step"] for e in latest.values()]
-    if steps:
+    if any(steps):
         tiles.append(("steps", f"{max(steps):,}", ""))
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    if best:
+        which = {"min": "lowest", "max": "highest"}[best["mode"]]
+        note = f"{which} {best['metric']}: {tables.word(best['value'])}"
+        tiles.append(("best step", f"{best['step']:,}", note))
+    losses = [tables.word(row["train/loss"]) for row in rows if "train/loss" in row]
     if losses:
-        tiles.append(
-            ("training loss", _format(losses[-1]), f"from {_format(losses[0])}")
-        )
+        tiles.append(("training loss", losses[-1], f"from {losses[0]}"))
     for label, result in latest.items():
         numbers = result["numbers"]
         for name in (name for name in _TILES if name in numbers):
-            reference = numbers.get(f"{name}_real")
-            note = (
-                f"real data: {_format(reference)}" if reference is not None else label
-            )
-            tiles.append((name, _format(numbers[name]), note))
+            real, notes = numbers.get(f"{name}_real"), []
+            if ends := (result.get("intervals") or {}).get(name):
+                notes.append(f"95 %: {tables.interval(ends)}")
+            if real is not None:
+                notes.append(f"real data: {tables.word(real)}")
+            tiles.append((name, tables.word(numbers[name]), "; ".join(notes) or label))
     items = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
         f"<small>{html.escape(note)}</small></div>"
@@ -152,45 +160,16 @@ def _evaluations(latest, workdir, budget) -> str:
     parts = []
     for label, result in latest.items():
         step = result["step"]
-        parts.append(f"<h3>{html.escape(label)} <small>at step {step:,}</small></h3>")
+        at = f" <small>at step {step:,}</small>" if step else ""
+        parts.append(f"<h3>{html.escape(label)}{at}</h3>")
         for picture in result.get("pictures", ()):
             if (workdir / picture).is_file():
                 name = pathlib.PurePath(picture).stem
                 caption = re.sub(r"^step_\d+_", "", name).replace("_", " ")
                 parts.append(_figure(workdir / picture, caption, budget))
-        parts.append(_table(result["numbers"], result.get("notes") or {}))
+        parts.append(tables.of_result(result))
+        parts.append(tables.provenance(result.get("provenance") or {}))
     return "".join(parts)
-
-
-def _table(numbers: Mapping, notes: Mapping) -> str:
-    """The numbers, each beside its figure for real data; parts of a figure fold in."""
-    whole = {name: value for name, value in numbers.items() if "/" not in name}
-    parts = {name: value for name, value in numbers.items() if "/" in name}
-    folded = f"<details><summary>in detail</summary>{_rows(parts)}</details>"
-    said = "".join(
-        f"<li><b>{html.escape(str(name))}</b>: {html.escape(str(text))}</li>"
-        for name, text in notes.items()
-    )
-    return (
-        (_rows(whole) if whole else "")
-        + (f"<ul class='notes'>{said}</ul>" if said else "")
-        + (folded if parts else "")
-    )
-
-
-def _rows(numbers: Mapping) -> str:
-    references = {name: f"{name}_real" for name in numbers if f"{name}_real" in numbers}
-    body = []
-    for name, value in numbers.items():
-        if name in references.values():
-            continue
-        cells = f"<td>{html.escape(_format(value))}</td>"
-        if references:
-            real = numbers[references[name]] if name in references else ""
-            cells += f"<td>{html.escape(_format(real))}</td>"
-        body.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
-    head = "<th>number</th><th>value</th>" + "<th>real data</th>" * bool(references)
-    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(body)}</table></div>"
 
 
 def _figure(path: pathlib.Path, caption: str, budget: int) -> str:

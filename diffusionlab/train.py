@@ -27,6 +27,7 @@ from diffusionlab import (
     machine,
     multihost,
     progress,
+    settings,
     sharding,
     train_step,
     workdir,
@@ -77,6 +78,7 @@ def train(
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     _check_batch(experiment, mesh)
+    settings.check_best(experiment.checkpoint, experiment.evals)
     # Everything is built before the directory is claimed: a mistake leaves no trace.
     with jax.set_mesh(mesh):
         steps, data = compiled.Steps(experiment, mesh), make_batches(experiment, mesh)

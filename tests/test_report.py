@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionlab import pictures, report
+from diffusionlab import curves, pictures, report
 
 NASTY = "</script><script>document.title='pwned'</script>"
 
@@ -48,7 +48,14 @@ def run(tmp_path):
         numbers = {"recall": step / 200, "recall_real": 0.97, "accuracy/0": 1.0}
         result = {"step": step, "evaluator": "samples", "numbers": numbers}
         result |= {"notes": {"data": NASTY}, "pictures": [f"{name}_classes.png"]}
+        result |= {"intervals": {"recall": [step / 400, 0.6]}}
+        result |= {"provenance": {"samples": {"num": 7}, "x": NASTY}}
         write(workdir / f"{name}.json", result)
+    settings = {"name": "sampler_comparison"}
+    result = {"step": 100, "evaluator": "steps", "settings": settings}
+    write(workdir / "evals/steps.json", result | {"numbers": {"ddim/4/d": 1.0}})
+    best = {"metric": "samples/recall", "mode": "max", "step": 50, "value": 0.25}
+    write(workdir / "best.json", best)
     return workdir
 
 
@@ -59,17 +66,48 @@ def test_report_holds_everything_and_loads_nothing(run):
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == [
         "Evaluation",
+        "Quality against steps",
         "Samples over time",
         "Loss by noise level",
         "Curves",
         "Config",
         "Environment",
     ]
+    assert "<small>highest samples/recall: 0.25</small>" in page
+    assert "<small>95 %: 0.25 to 0.6; real data: 0.97</small>" in page
+    assert "<summary>7 samples</summary>" in page
     assert page.count("data:image/png") == 24 + 1, "24 grids of 30, and one picture"
     assert "data-step='0'" in page and "data-step='2,900'" in page
     outside = re.findall(r"(?:src|href)='(?!data:|#)[^']*'|url\(|https?://\S+", page)
     assert outside == ['http://www.w3.org/2000/svg";']
     assert not [p for p in run.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_band_is_the_interval_of_each_step(run):
+    page = report.write_report(run).read_text()
+    data = json.loads(re.search("id='data'>(.*?)</script>", page)[1])
+    (chart,) = (c for c in data["charts"] if c["title"] == "eval/samples/recall")
+    band = {line["name"]: line["band"] for line in chart["series"]}
+    this, real = band["this run"], band["real data"]
+    assert this == [[50, 0.125, 0.6], [100, 0.25, 0.6]] and real == []
+
+
+def test_a_directory_of_evaluations_alone_is_a_page(run):
+    for name in ("config.json", "environment.json", "metrics.jsonl", "best.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "samples")
+    page = report.write_report(run).read_text()
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings == ["Evaluation", "Quality against steps", "Curves"]
+    assert "diffusionlab evaluation</p>" in page
+
+
+def test_charts_of_many_classes_have_a_limit():
+    numbers = {f"accuracy/{i}": 0.5 for i in range(100)}
+    evals = [{"step": s, "evaluator": "q", "numbers": numbers} for s in (1, 2)]
+    (chart,) = curves.charts(curves.collect([], evals))
+    assert len(chart["series"]) == 20
+    assert [chart["series"][i]["name"] for i in (0, -1)] == ["0", "99"]
 
 
 def test_text_is_escaped(run):
@@ -133,6 +171,7 @@ def test_report_works_in_a_browser(run, tmp_path):
     assert "CONSOLE" not in log, "the console of the browser is silent"
     assert "<title>a &lt;run&gt; · diffusionlab</title>" in dom, "no text became code"
     assert dom.count("<path ") >= 6
+    assert dom.count('<polygon class="band"') == 1
     browse(page, tmp_path / "two", f"--screenshot={picture}", "--window-size=900,1200")
     seen = np.asarray(Image.open(picture).convert("RGB"))
     assert seen.shape[:2] == (1200, 900)

@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optim = dict(classifier=config.optim.denoiser)
     config.guidance = dict()
     config.evals = dict(held_out=config.evals.held_out)
+    config.checkpoint.best = ""
     # There is nothing to sample.
     config.logging.samples_every = 0
     if variant == "smoke":

@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             num_samples=1000,
         )
     )
+    config.checkpoint.best = ""
     # Drawn so many at a time.
     config.logging.num_samples = 500
     if variant == "smoke":

@@ -62,6 +62,8 @@
     const several = spec.series.length > 1;
     if (!several) add(head, "small", "", format(last(spec.series[0].points)[1]));
     const values = spec.series.flatMap((s) => s.points.map((p) => p[1])).filter((y) => y !== null);
+    // Bands of many lines would hide each other.
+    if (spec.series.length > 4) for (const series of spec.series) series.band = [];
     const button = Math.min(...values) > 0 ? add(head, "button") : null;
     let svg = add(box, "div");
     if (several) {
@@ -91,7 +93,9 @@
     const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": spec.title });
     const xs = spec.series.flatMap((s) => s.points.map((p) => p[0]));
     const x = axis(xs, LEFT, WIDTH - RIGHT, false, 5, 0.01);
-    const y = axis(values, HEIGHT - BOTTOM, TOP, spec.log, 4, 0.06);
+    const ends = spec.series.flatMap((s) => (s.band || []).flatMap((b) => [b[1], b[2]]));
+    const shown = values.concat(ends.filter((v) => !spec.log || v > 0));
+    const y = axis(shown, HEIGHT - BOTTOM, TOP, spec.log, 4, 0.06);
     for (const tick of y.ticks) {
       const at = y.at(tick);
       svg.append(make("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at }));
@@ -103,6 +107,11 @@
     }
     svg.append(make("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 7, "text-anchor": "middle" }, spec.x));
     spec.series.forEach((series, i) => {
+      // On a logarithmic axis a band that reaches 0 ends at the bottom.
+      const height = (v) => (spec.log && v <= 0 ? HEIGHT - BOTTOM : y.at(v)).toFixed(1);
+      const band = series.band || [], edge = (k) => band.map((b) => `${x.at(b[0]).toFixed(1)},${height(b[k])}`);
+      if (band.length > 1)
+        svg.append(make("polygon", { class: "band", points: [...edge(1), ...edge(2).reverse()].join(" "), style: `fill:${colour(i)}` }));
       let path = "", pen = "M";
       for (const [px, py] of series.points) {
         if (py === null) { pen = "M"; continue; }
@@ -139,6 +148,8 @@
         const row = add(tip, "div");
         add(row, "i").style.background = colour(i);
         row.append(found.length > 1 ? `${spec.series[i].name}: ${format(point[1])}` : format(point[1]));
+        const ends = (spec.series[i].band || []).find((b) => b[0] === point[0]);
+        if (ends) row.append(` [${format(ends[1])}, ${format(ends[2])}]`);
       });
       const px = x.at(place[0]);
       cursor.setAttribute("x1", px);

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _LOCAL_HEADER = 30  # bytes before the name of a member, by the zip format
+_SKIPPED_BYTES = 2**18
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error)
 
 
@@ -163,9 +164,19 @@ class _Compressed:
         with self._lock:
             for i in np.argsort(indices, kind="stable"):
                 try:
-                    self._file.seek(self._offset + int(indices[i]) * size)
+                    self._skip_to(self._offset + int(indices[i]) * size)
                     content = self._file.read(size)
+                    if len(content) < size:
+                        raise EOFError(f"row {indices[i]} ends early")
                 except _UNREADABLE as error:
                     raise ValueError(_message(self._path, error)) from None
                 rows[i] = np.frombuffer(content, self.dtype).reshape(rows.shape[1:])
         return rows
+
+    def _skip_to(self, position: int) -> None:
+        if position < self._file.tell():
+            self._file.seek(0)
+        # `seek` would decompress 16 MB at a time.
+        while (left := position - self._file.tell()) > 0:
+            if not self._file.read(min(left, _SKIPPED_BYTES)):
+                raise EOFError(f"it ends {left} bytes early")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import zipfile
@@ -32,23 +33,20 @@ class Known(NamedTuple):
     """Moments of which the number of rows may not be known; see `moments.Moments`.
 
     Attributes:
-      num: rows; 0 where it is not known.
+      num: rows; where it is not known infinity, as of the gaussian itself: nothing is
+        said to be too few, and the scatter of what is merged with them is NaN.
       mean: `[d]` float64.
       covariance: `[d, d]` float64.
     """
 
-    num: int
+    num: float
     mean: np.ndarray
     covariance: np.ndarray
 
     @property
     def scatter(self) -> np.ndarray:
-        """Raises ValueError where the number of rows is not known."""
-        if not self.num:
-            raise ValueError(
-                "reference: statistics without the number of examples cannot be merged."
-            )
-        return self.covariance * (self.num - 1)
+        """`[d, d]`; of an unknown number of rows it is that of two."""
+        return self.covariance * (self.num - 1 if self.num < math.inf else 1)
 
 
 class StatisticsFile(NamedTuple):
@@ -187,13 +185,14 @@ def write(
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     wanted = {"num", "about"}.union(*_NAMES.values())
     try:
+        if path.suffix == ".npy":
+            raise ValueError("it has one array")
         with np.load(path) as file:
             arrays = {name: file[name] for name in wanted & set(file.files)}
             there = ", ".join(sorted(file.files)) or "nothing"
     except (
         zipfile.BadZipFile,
         zlib.error,
-        AttributeError,  # an .npy file
         EOFError,
         OSError,
         ValueError,
@@ -258,7 +257,7 @@ def _checked(arrays, output: str, num: int, path: pathlib.Path) -> Known:
                 else f"it is not symmetric, by up to {skew:.4g}."
             )
         )
-    return Known(num, mean, (covariance + covariance.T) / 2)
+    return Known(num or math.inf, mean, (covariance + covariance.T) / 2)
 
 
 def _difference(theirs: Any, ours: Mapping[str, Any]) -> str:

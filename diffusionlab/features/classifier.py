@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
-from typing import ClassVar
 
 from diffusionlab.features.base import Network, Room
 from diffusionlab.types import DataSpec
+
+_OBJECTIVE = "noisy_classification"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,24 +23,34 @@ class ClassifierRun:
       step: of the checkpoint; None is the newest.
     """
 
-    outputs: ClassVar[tuple[str, ...]] = ("features", "logits")
+    outputs = ("features", "logits")
 
     run: str
     step: int | None = None
 
     def check(self, spec: DataSpec) -> None:
-        """Raises FileNotFoundError where there is no run; `load` compares shapes."""
-        if not (pathlib.Path(self.run) / "config.json").is_file():
+        """Raises FileNotFoundError where there is no run, ValueError for another kind.
+
+        Whether the shapes agree is seen when it is restored.
+        """
+        file = pathlib.Path(self.run) / "config.json"
+        if not file.is_file():
             raise FileNotFoundError(
                 f"run: '{self.run}' holds no run; give the directory of a classifier "
                 "trained by this program, see configs/digits/classifier.py."
+            )
+        objective = json.loads(file.read_text(encoding="utf-8"))["objective"]["name"]
+        if objective != _OBJECTIVE:
+            raise ValueError(
+                f"run: the run in '{self.run}' has the objective '{objective}', which "
+                f"is no classifier; give one of '{_OBJECTIVE}'."
             )
 
     def load(self, room: Room) -> Network:
         """Restores it.
 
         Raises:
-          ValueError: the run is no classifier, or its last layer's input is unknown.
+          ValueError: there is no such step, or its last layer's input has no name.
         """
         params, apply, about = room.open_run(pathlib.Path(self.run), self.step)
         return Network(params, apply, lambda x: x, about)

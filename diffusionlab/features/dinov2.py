@@ -30,8 +30,8 @@ from diffusionlab.types import DataSpec
 
 ORIGIN = (
     "For FD-DINOv2 it is dinov2_vitl14_pretrain.pth of the project "
-    "facebookresearch/dinov2, or model.safetensors of facebook/dinov2-large, at Hugging "
-    "Face."
+    "facebookresearch/dinov2, or model.safetensors of facebook/dinov2-large, at "
+    "Hugging Face."
 )
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)

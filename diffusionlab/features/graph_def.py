@@ -67,5 +67,7 @@ def _array(name: str, tensor) -> np.ndarray:
         tail = values[-1:] if len(values) else np.zeros(1, dtype)
         values = np.concatenate([values, np.repeat(tail, num - len(values))])
     if len(values) != num:
-        raise ValueError(f"damaged: constant '{name}' has {len(values)} of {num} values")
+        raise ValueError(
+            f"damaged: constant '{name}' has {len(values)} of {num} values"
+        )
     return values.astype(dtype).reshape(shape)

@@ -32,7 +32,9 @@ from jax import lax
 from diffusionlab.features import base, resize, weights
 from diffusionlab.types import DataSpec
 
-ORIGIN = "For FVD it is i3d_pretrained_400.pt, which the projects cd-fvd and TATS publish."
+ORIGIN = (
+    "For FVD it is i3d_pretrained_400.pt, which the projects cd-fvd and TATS publish."
+)
 SIZE = 224
 FRAMES = 10
 
@@ -148,7 +150,7 @@ def _unit(params, name: str, x: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def _pool(x: jax.Array, window: tuple[int, ...], stride: tuple[int, ...]) -> jax.Array:
-    """Maximum pooling; what is pooled is at least 0, so padding is 0 or anything less."""
+    """Maximum pooling; what is pooled is at least 0, so any padding up to 0 will do."""
     window, stride = (1, *window, 1), (1, *stride, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, window, stride, "SAME")
 

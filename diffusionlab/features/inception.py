@@ -1,5 +1,4 @@
-"""The Inception network of Fréchet distances: 2,048 features, 1,008 logits, 2,023
-spatial features.
+"""The Inception network behind FID: 2,048 features, 1,008 logits, 2,023 spatial ones.
 
 It is the ImageNet classifier that was published with TensorFlow on 5 December 2015,
 whose weights every report of an FID uses. It departs from the Inception-v3 of the paper
@@ -9,10 +8,10 @@ normalisation and ReLU; the normalisation is folded into the convolution,
 
     kernel = w gamma / sqrt(var + 1e-3),    bias = beta - mean gamma / sqrt(var + 1e-3)
 
-Weights are read by the names of the torch versions (torch-fidelity, pytorch-fid), and by
-those of the graph itself, classify_image_graph_def.pb. The first are tested against
-torch-fidelity; of the second, the names are those that torch-fidelity's converter uses,
-while the file itself has not been at hand.
+Weights are read by the names of the torch versions (torch-fidelity, pytorch-fid), and
+by those of the graph itself, classify_image_graph_def.pb. The first are tested against
+torch-fidelity, with random weights. Of the second, the names are those that its
+converter looks for, and like it we multiply by gamma; the file itself was not at hand.
 
 Source: Szegedy et al. 2016 (arXiv 1512.00567), table 1, for the network; Heusel et al.
 2017 (arXiv 1706.08500) for the features, Nash et al. 2021 (arXiv 2103.03841) for the
@@ -282,7 +281,13 @@ def _block_e(params: Params, x: Array, maximum: bool) -> list[Array]:
     return [one, *single, *double, pool]
 
 
-_FUNCTIONS = dict(zip("ABCDE", (_block_a, _block_b, _block_c, _block_d, _block_e)))
+_FUNCTIONS = {
+    "A": _block_a,
+    "B": _block_b,
+    "C": _block_c,
+    "D": _block_d,
+    "E": _block_e,
+}
 
 
 def _legacy_tf(params: Params, x: Array) -> dict[str, Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -20,7 +19,7 @@ class Pixels:
     Distances of pixels say little about large images.
     """
 
-    outputs: ClassVar[tuple[str, ...]] = ("features",)
+    outputs = ("features",)
 
     def check(self, spec: DataSpec) -> None:
         """Raises ValueError where a covariance of the data would be too large."""

@@ -29,7 +29,9 @@ def tf1_bilinear(x: Array, height: int, width: int) -> Array:
 
 def half_pixel_bilinear(x: Array, height: int, width: int) -> Array:
     """Returns `[..., H, W, C]` as float32 `[..., height, width, C]`; equation 2."""
-    return _resized(x, _half_pixel(x.shape[-3], height), _half_pixel(x.shape[-2], width))
+    return _resized(
+        x, _half_pixel(x.shape[-3], height), _half_pixel(x.shape[-2], width)
+    )
 
 
 def pil_bicubic(x: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -42,7 +44,9 @@ def pil_bicubic(x: np.ndarray, height: int, width: int) -> np.ndarray:
     out = np.empty((len(x), height, width, x.shape[-1]), np.float32)
     for i, channel in np.ndindex(len(x), x.shape[-1]):
         picture = Image.fromarray(x[i, :, :, channel].astype(np.float32))
-        out[i, :, :, channel] = picture.resize((width, height), Image.Resampling.BICUBIC)
+        out[i, :, :, channel] = picture.resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
     return out.clip(0, 255, out=out)
 
 

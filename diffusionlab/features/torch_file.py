@@ -245,10 +245,12 @@ def _array(tensor: _Tensor, raw: Callable[[str], bytes]) -> np.ndarray:
     """Returns a contiguous copy, or the bytes themselves where they are the array."""
     flat = np.frombuffer(raw(tensor.storage.key), tensor.dtype or tensor.storage.dtype)
     start, size, stride = tensor.offset, tensor.size, tensor.stride
-    whole = all(isinstance(n, int) and n >= 0 for n in (start, *size, *stride))
+    numbers = (start, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("damaged: a tensor has no valid shape")
     # The last element that is looked at; beyond the storage there is other memory.
     last = start + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if not whole or (0 not in size and last >= len(flat)):
+    if 0 not in size and last >= len(flat):
         raise ValueError("damaged: a tensor reaches beyond its storage")
     if 0 in size:
         return np.zeros(size, flat.dtype)

@@ -1,7 +1,7 @@
 """The pre-norm vision transformer that CLIP and DINOv2 share, a pure function.
 
     h = [class; patches(x) W + b] + positions                                       (1)
-    h <- h + a attention(norm(h)),    h <- h + c mlp(norm(h))      in every layer     (2)
+    h <- h + a attention(norm(h)),   h <- h + c mlp(norm(h))   in every layer        (2)
 
 a and c, one number per channel, are DINOv2's layer scale; CLIP has none, and CLIP
 normalises h once before the first layer. All sizes come from the weights: width, depth
@@ -71,7 +71,9 @@ def convert(
 
     def take(name: str) -> np.ndarray:
         if name not in weights:
-            raise ValueError(f"{field}: not a whole file of {what}: '{name}' is missing.")
+            raise ValueError(
+                f"{field}: not a whole file of {what}: '{name}' is missing."
+            )
         return np.asarray(weights[name], np.float32)
 
     params = {ours: take(theirs) for ours, theirs in names.whole.items()}
@@ -90,7 +92,9 @@ def convert(
     starts = [names.layer.format(i) for i in range(max(depth, 1))]
     for ours, theirs in names.linear.items():
         for kind in ("weight", "bias"):
-            rows = [np.concatenate([take(f"{s}{t}{kind}") for t in theirs]) for s in starts]
+            rows = [
+                np.concatenate([take(f"{s}{t}{kind}") for t in theirs]) for s in starts
+            ]
             params[f"layers.{ours}.{kind}"] = np.stack(rows)
     for ours, theirs in names.scale.items():
         params[f"layers.{ours}"] = np.stack([take(f"{s}{theirs}") for s in starts])
@@ -134,7 +138,9 @@ def tokens(
     if "before.weight" in params:
         h = layer_norm(h, params, "before", epsilon)
     start = "layers."
-    layers = {k.removeprefix(start): v for k, v in params.items() if k.startswith(start)}
+    layers = {
+        k.removeprefix(start): v for k, v in params.items() if k.startswith(start)
+    }
 
     def layer(h, params):
         a = _attention(layer_norm(h, params, "norm1", epsilon), params)

@@ -108,7 +108,9 @@ def of_mean(values: np.ndarray) -> tuple[float, Interval]:
 def check_groups(groups: int) -> None:
     """Raises ValueError unless there are no groups (no interval) or at least 2."""
     if groups != 0 and groups < 2:
-        raise ValueError(f"groups: must be 0 (no interval) or 2 and more, got {groups}.")
+        raise ValueError(
+            f"groups: must be 0 (no interval) or 2 and more, got {groups}."
+        )
 
 
 def of_share(count: int, num: int) -> tuple[float, Interval]:
@@ -120,7 +122,9 @@ def of_share(count: int, num: int) -> tuple[float, Interval]:
     """
     share, z = count / num, 1.96
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + (z / num) ** 2 / 4)
+    half = (
+        z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + (z / num) ** 2 / 4)
+    )
     # The rounding of centre + half must not leave a share outside of its own interval.
     low, high = min(centre - half, share), max(centre + half, share)
     return share, (float(max(low, 0.0)), float(min(high, 1.0)))

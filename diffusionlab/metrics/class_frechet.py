@@ -71,8 +71,8 @@ class ClassFrechet:
         if groups:
             intervals["class_frechet"] = base.jackknife(value, np.mean(without, axis=0))
         notes = {
-            "class_frechet": f"mean of {len(numbers)} classes, {len(a)} samples against "
-            f"{len(b)} examples, {a.shape[1]} features"
+            "class_frechet": f"mean of {len(numbers)} classes, {len(a)} samples "
+            f"against {len(b)} examples, {a.shape[1]} features"
         }
         if fewest <= a.shape[1]:
             notes["warning"] = (

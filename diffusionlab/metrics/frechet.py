@@ -132,9 +132,9 @@ class Frechet:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpatialFrechet:
-    """Frechet distance of features that keep their places: sFID with those of Inception.
+    """Frechet distance of features that keep their places: sFID.
 
-    Number `spatial_frechet`, of the output 'spatial'; otherwise as `Frechet`.
+    Number `spatial_frechet`, of the output 'spatial'; of Inception for sFID; otherwise as `Frechet`.
 
     Attributes:
       groups: of the jackknife behind the interval; 0 is without interval.

@@ -6,8 +6,9 @@ For the probabilities p_ic of sample i and their mean q_c over a split of the sa
 
 from 1, all alike, to the number of classes.
 
-Source: Salimans et al. 2016 (arXiv 1606.03498), section 4. Splits and order are those
-of torch-fidelity 0.4: rows `RandomState(seed).permutation(N)`, split i from i N // S on.
+Source: Salimans et al. 2016 (arXiv 1606.03498), section 4. Splits and order
+are those of torch-fidelity 0.4: rows `RandomState(seed).permutation(N)`, split i from
+i N // S on.
 """
 
 from __future__ import annotations

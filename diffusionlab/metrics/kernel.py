@@ -224,7 +224,7 @@ def kernel_sums(
 def cmmd(
     x: np.ndarray, y: np.ndarray, bandwidth: float = 10.0, scale: float = 1000.0
 ) -> float:
-    """Returns CMMD of `x` `[N, d]` and `y` `[M, d]`, whose rows it brings to length 1."""
+    """Returns CMMD of `x` `[N, d]` and `y` `[M, d]`, their rows brought to length 1."""
     return scale * kernel_sums(x, y, bandwidth).distance(np.ones(1, bool))
 
 
@@ -257,10 +257,12 @@ class Cmmd:
         value = self.scale * sums.distance(every)
         intervals = {}
         if groups:
-            rest = [self.scale * sums.distance(row) for row in ~np.eye(groups, dtype=bool)]
+            rest = [
+                self.scale * sums.distance(row) for row in ~np.eye(groups, dtype=bool)
+            ]
             intervals["cmmd"] = base.jackknife(value, rest)
         notes = {
-            "cmmd": f"{len(x)} samples against {len(y)} examples, {x.shape[1]} features, "
-            f"bandwidth {self.bandwidth:g}, times {self.scale:g}"
+            "cmmd": f"{len(x)} samples against {len(y)} examples, {x.shape[1]} "
+            f"features, bandwidth {self.bandwidth:g}, times {self.scale:g}"
         }
         return EvalResult({"cmmd": value}, notes, intervals=intervals)

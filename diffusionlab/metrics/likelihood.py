@@ -2,8 +2,8 @@
 
     bits = nats / (D log 2)                                                         (1)
 
-A density over [-1, 1] says of data on a grid of K levels, which are bins of width 2 / K,
-that a level has the probability density x 2 / K, so that
+A density over [-1, 1] says of data on a grid of K levels, bins of width 2 / K, that a
+level has the probability density x 2 / K, so that
 
     bits = nats / (D log 2) + log2(K / 2)                                           (2)
 

@@ -51,7 +51,11 @@ class Lpips:
 
     def check(self, spec: DataSpec) -> None:
         """Raises ValueError or FileNotFoundError where it cannot work."""
-        base.check_images(spec, "lpips")
+        if len(spec.shape) != 3 or spec.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"name: the paired metric 'lpips' takes images [H, W, 1 or 3], and the "
+                f"data have shape {spec.shape}."
+            )
         least = perceptual.smallest(self.net)
         if min(spec.shape[:2]) < least:
             raise ValueError(

@@ -9,8 +9,8 @@ f_j with radii F_j and d_ij = |r_i - f_j|:
     density   = mean_j sum_i [d_ij <= R_i] / k                                      (3)
     coverage  = mean_i [some j: d_ij <= R_i]                                        (4)
 
-with < in place of <= where `strict`. Squared distances are compared, from a matrix
-product in float64; one below its rounding error counts as 0.
+with < in place of <= where `strict`. Distances are compared as in float64, see
+`distances.py`.
 
 Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2, for (1) and (2);
 Naeem et al. 2020 (arXiv 2002.09797), equations 3 and 4, for (3) and (4).
@@ -19,17 +19,14 @@ Naeem et al. 2020 (arXiv 2002.09797), equations 3 and 4, for (3) and (4).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusionlab.metrics import base
+from diffusionlab.metrics import base, distances
 from diffusionlab.metrics.base import Features, Interval
+from diffusionlab.metrics.distances import Points
 from diffusionlab.types import EvalResult
-
-_CHUNK = 2**23  # entries of a block of the distance matrix: 64 MB
-_COLUMNS = 4096  # rows of the other set that are converted to float64 together
 
 
 def flat(x: np.ndarray) -> np.ndarray:
@@ -37,101 +34,86 @@ def flat(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, np.float32).reshape(len(x), -1)
 
 
-def _squares(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    found = np.empty(len(rows))
-    for start in range(0, len(rows), _COLUMNS):
-        piece = rows[start : start + _COLUMNS] - centre
-        found[start : start + _COLUMNS] = np.einsum("ij,ij->i", piece, piece)
-    return found
-
-
-def distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields (rows of a, squared distances `[rows, len(b)]` float64) block by block.
-
-    A block is overwritten by the next one.
-    """
-    rows = min(max(1, _CHUNK // len(b)), len(a))
-    # Centred, the expanded square loses less to cancellation.
-    centre = np.mean(b, axis=0, dtype=np.float64)
-    square_a, square_b = _squares(a, centre), _squares(b, centre)
-    # A sum of d products is off by about d^(1/2) eps times the two lengths, and where
-    # the distance is that small, the lengths are equal.
-    error = 8 * np.sqrt(a.shape[1]) * np.finfo(np.float64).eps
-    block = np.empty((rows, len(b)))
-    for start in range(0, len(a), rows):
-        left = a[start : start + rows] - centre
-        found, near = block[: len(left)], square_a[start : start + rows, None]
-        left *= -2
-        for first in range(0, len(b), _COLUMNS):
-            right = b[first : first + _COLUMNS] - centre
-            found[:, first : first + _COLUMNS] = left @ right.T
-        found += near
-        found += square_b
-        found[found < error * near] = 0.0
-        yield slice(start, start + len(left)), found
-
-
 def nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the index of the nearest row of `b` to each of `a`, and its distance."""
-    index = np.empty(len(a), np.int64)
-    distance = np.empty(len(a), np.float64)
-    for rows, block in distances(a, b):
-        index[rows] = block.argmin(axis=1)
-        # Exactly, so that a copy has distance 0 and not the rounding of the expansion.
-        apart = np.subtract(a[rows], b[index[rows]], dtype=np.float64)
-        distance[rows] = np.linalg.norm(apart, axis=1)
-    return index, distance
+    centre = distances.centre(b)
+    parts = distances.points(a, centre), distances.points(b, centre)
+    index, square = distances.kth_nearest(*parts, 1)
+    return index, np.sqrt(square)
 
 
 def check_k(k: int, num: int, name: str = "") -> None:
     """Raises ValueError unless each of `num` points has `k` others."""
     if not 1 <= k < num:
-        raise ValueError(
-            f"k: expected 1 to {num - 1} for {num} points{name and ' of ' + name}, got "
-            f"{k}."
-        )
+        of = f" of {name}" if name else ""
+        raise ValueError(f"k: expected 1 to {num - 1} for {num} points{of}, got {k}.")
 
 
-def square_radii(x: np.ndarray, k: int, parts: list[slice] | None = None) -> np.ndarray:
-    """Returns the squared distance of each row of `x` to its k-th nearest other row.
-
-    Args:
-      x: `[N, D]`.
-      k: 1 is the nearest.
-      parts: of the rows; None is all of them together.
-
-    Returns:
-      `[N]`; with parts `[1 + len(parts), N]`: among all rows, and without each part.
+def knn_radii(x: np.ndarray, k: int) -> np.ndarray:
+    """Returns the distance `[N]` of each row of `x` to its k-th nearest other row.
 
     Raises:
       ValueError: there are no k other rows.
     """
     check_k(k, len(x))
-    whole = parts is None
-    parts = [slice(0, len(x))] if whole else parts
+    points = distances.points(x, distances.centre(x))
+    return np.sqrt(distances.kth_nearest(points, points, k, np.arange(len(x)))[1])
+
+
+def _square_radii(x: Points, k: int, parts: list[slice]) -> np.ndarray:
+    """Squared radii to within a margin `[1 + len(parts), N]`: all, without each part.
+
+    With a single part, which is all rows, there is nothing without it: `[1, N]`.
+    """
     # The k nearest of each part hold the k nearest of any union of parts.
-    near = np.full((len(x), len(parts), k), np.inf)
-    for rows, block in distances(x, x):
+    near = np.full((len(x), len(parts), k), np.inf, np.float32)
+    for rows, block in distances.blocks(x, x):
         # Not every point finds itself at exactly 0, so itself is taken out by place.
         block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = np.inf
         for i, part in enumerate(parts):
             some = block[:, part]
             if some.shape[1] > k:
-                some = np.partition(some, k - 1, axis=1)[:, :k]
+                some.partition(k - 1, axis=1)
+                some = some[:, :k]
             near[rows, i, : some.shape[1]] = some
-    everything = np.partition(near.reshape(len(x), -1), k - 1, axis=1)[:, k - 1]
-    if whole:
-        return everything
-    rest = []
-    for i in range(len(parts)):
-        others = np.delete(near, i, axis=1).reshape(len(x), -1)
-        rest.append(np.partition(others, k - 1, axis=1)[:, k - 1])
-    return np.stack([everything, *rest])
+
+    def kth(some):
+        return np.partition(some.reshape(len(x), -1), k - 1, axis=1)[:, k - 1]
+
+    found = [kth(near)]
+    if len(parts) > 1:
+        found += [kth(np.delete(near, i, axis=1)) for i in range(len(parts))]
+    return np.stack(found).astype(np.float64)
 
 
-def knn_radii(x: np.ndarray, k: int) -> np.ndarray:
-    """Returns the distance `[N]` of each row of `x` to its k-th nearest other row."""
-    return np.sqrt(square_radii(x, k))
+class _Balls:
+    """The balls around the points of one set, and what is for sure in or out of them.
+
+    Attributes:
+      low, high: `[N]` float32, a squared distance below or above is in or out.
+      without: `[groups, N]` float32, squared radii without each group.
+    """
+
+    def __init__(self, x: Points, k: int, parts: list[slice], strict: bool):
+        radii = _square_radii(x, k, parts)
+        band = 2 * x.margin(radii[0])  # of a radius, and of a distance to be compared
+        self.low = (radii[0] - band).astype(np.float32)
+        self.high = (radii[0] + band).astype(np.float32)
+        self.without = radii[1:].astype(np.float32)
+        self._x, self._k = x, k
+        self._less = np.less if strict else np.less_equal
+        self._exact = np.full(len(x), np.nan)
+
+    def hold(
+        self, which: np.ndarray, others: np.ndarray, other: np.ndarray
+    ) -> np.ndarray:
+        """Whether the balls `which` `[P]` hold the rows `other` `[P]` of `others`."""
+        new = np.unique(which[np.isnan(self._exact[which])])
+        if len(new):
+            some = self._x.take(new)
+            self._exact[new] = distances.kth_nearest(some, self._x, self._k, new)[1]
+        apart = distances.exact(others, self._x.rows, other, which)
+        return self._less(apart, self._exact[which])
 
 
 class Inside(NamedTuple):
@@ -142,7 +124,8 @@ class Inside(NamedTuple):
       covered: `[N]` bool, whether some sample lies in the ball of each real point.
       recalled: `[N]` bool, whether each real point lies in the ball of a sample.
       covered_without: `[groups, N]` bool, `covered` without each group of samples.
-      recalled_without: `[groups, N]` bool, where the radii, too, are without the group.
+      recalled_without: `[groups, N]` bool, where the radii, too, are without the group;
+        decided in float32.
     """
 
     balls: np.ndarray
@@ -170,30 +153,35 @@ def inside(
       recall: False saves the radii of the samples; `recalled` is then all False.
     """
     check_k(k, len(real))
-    less = np.less if strict else np.less_equal
     parts = base.groups_of(len(fake), max(groups, 1))
-    radii_real = square_radii(real, k)
-    radii_fake = None
+    centre = distances.centre(real)
+    x, y = distances.points(real, centre), distances.points(fake, centre)
+    of_real = _Balls(x, k, [slice(0, len(x))], strict)
+    of_fake = None
     if recall:
-        radii_fake = np.atleast_2d(square_radii(fake, k, parts if groups else None))
+        check_k(k, len(fake))
+        of_fake = _Balls(y, k, parts, strict)
     balls = np.zeros(len(fake), np.int64)
     covered = np.zeros((len(parts), len(real)), bool)
     recalled = np.zeros((groups + 1, len(real)), bool)
-    for rows, block in distances(fake, real):
+    for rows, block in distances.blocks(y, x):
+        within = block < of_real.low
+        j, i = distances.places(within ^ (block <= of_real.high))
+        within[j, i] = of_real.hold(i, fake, j + rows.start)
+        balls[rows] = np.count_nonzero(within, axis=1)
+        if recall:
+            reached = block < of_fake.low[rows, None]
+            j, i = distances.places(reached ^ (block <= of_fake.high[rows, None]))
+            reached[j, i] = of_fake.hold(j + rows.start, real, i)
+            recalled[0] |= reached.any(axis=0)
         for g, part in enumerate(parts):
             start, stop = max(rows.start, part.start), min(rows.stop, part.stop)
-            if start >= stop:
-                continue
-            some = block[start - rows.start : stop - rows.start]
-            within = less(some, radii_real)
-            balls[start:stop] = np.count_nonzero(within, axis=1)
-            covered[g] |= within.any(axis=0)
-            if not recall:
-                continue
-            for left_out in range(groups + 1):
-                if left_out != g + 1:
-                    radii = radii_fake[left_out, start:stop, None]
-                    recalled[left_out] |= less(some, radii).any(axis=0)
+            here = slice(start - rows.start, max(stop, start) - rows.start)
+            covered[g] |= within[here].any(axis=0)
+            for left_out in range(groups if recall else 0):
+                if left_out != g:
+                    radii = of_fake.without[left_out, start : max(stop, start), None]
+                    recalled[1 + left_out] |= (block[here] <= radii).any(axis=0)
     times = covered.sum(axis=0)
     return Inside(
         balls, times > 0, recalled[0], times[None] > covered[:groups], recalled[1:]

@@ -71,7 +71,7 @@ def sliced_wasserstein(
     seed: int = 0,
     parts: list[slice] | None = None,
 ) -> np.ndarray:
-    """Returns equation 2 for `x` `[N, d]` and `y` `[M, d]`, then without each part of x.
+    """Returns equation 2 of `x` `[N, d]` and `y` `[M, d]`, and without each part of x.
 
     Args:
       x, y: any float type.

@@ -1,7 +1,7 @@
 """Structural similarity of pairs of images.
 
-With means m, variances v and the covariance v_xy in a gaussian window of 11 x 11 pixels,
-standard deviation 1.5, and values that span R
+With means m, variances v and the covariance v_xy in a gaussian window of 11 x 11
+pixels, standard deviation 1.5, and values that span R
 
     SSIM = (2 m_x m_y + c_1)(2 v_xy + c_2) / ((m_x² + m_y² + c_1)(v_x + v_y + c_2))  (1)
     c_1 = (0.01 R)²,  c_2 = (0.03 R)²
@@ -71,8 +71,8 @@ def ssim(x: np.ndarray, y: np.ndarray, data_range: float = 2.0) -> np.ndarray:
 def _check_size(shape) -> None:
     if min(shape[0], shape[1]) < _SIZE:
         raise ValueError(
-            f"name: 'ssim' has a window of {_SIZE} x {_SIZE} pixels, and the images are "
-            f"{shape[0]} x {shape[1]}; take 'psnr' for them."
+            f"name: 'ssim' has a window of {_SIZE} x {_SIZE} pixels, and the images "
+            f"are {shape[0]} x {shape[1]}; take 'psnr' for them."
         )
 
 

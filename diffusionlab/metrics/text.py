@@ -20,7 +20,7 @@ import numpy as np
 
 
 def unigram_entropy(tokens: np.ndarray) -> np.ndarray:
-    """Returns equation 1 of each row of integer `[..., L]`, `[...]` float64, in nats."""
+    """Returns equation 1 of integers `[..., L]`: `[...]` float64, in nats."""
     tokens = np.asarray(tokens)
     if not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
         raise ValueError(
@@ -48,9 +48,7 @@ def generative_perplexity(log_p: np.ndarray, mask: np.ndarray) -> float:
     """
     log_p, mask = np.asarray(log_p, np.float64), np.asarray(mask, bool)
     if log_p.shape != mask.shape:
-        raise ValueError(
-            f"mask: has shape {mask.shape}, and log_p has {log_p.shape}."
-        )
+        raise ValueError(f"mask: has shape {mask.shape}, and log_p has {log_p.shape}.")
     if not mask.any():
         raise ValueError("mask: no token is scored.")
     scored = log_p[mask]

@@ -10,7 +10,7 @@ WIDTH, DEPTH, HIDDEN = 128, 2, 96
 
 
 def _fill(generator, shapes):
-    """Returns arrays of `shapes`: norms near 1, variances in [0.5, 1.5], He elsewhere."""
+    """Returns arrays: norms near 1, variances in [0.5, 1.5], else He's deviation."""
     arrays = {}
     for name, shape in shapes.items():
         normal = generator.normal(size=shape)
@@ -120,7 +120,11 @@ def i3d(thin=8):
 def trunk(net, thin=8):
     """Returns torchvision's AlexNet or VGG16 without its classifier, thinned."""
     if net == "alex":
-        index, side, channels = (0, 3, 6, 8, 10), (11, 5, 3, 3, 3), (64, 192, 384, 256, 256)
+        index, side, channels = (
+            (0, 3, 6, 8, 10),
+            (11, 5, 3, 3, 3),
+            (64, 192, 384, 256, 256),
+        )
     else:
         index = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
         side = (3,) * 13
@@ -137,7 +141,9 @@ def linear(net, thin=8):
     generator = np.random.default_rng(5)
     channels = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
     return {
-        f"lin{i}.model.1.weight": generator.uniform(size=(1, c // thin, 1, 1)).astype("f4")
+        f"lin{i}.model.1.weight": generator.uniform(size=(1, c // thin, 1, 1)).astype(
+            "f4"
+        )
         for i, c in enumerate(channels[net])
     }
 

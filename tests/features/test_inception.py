@@ -128,3 +128,182 @@ def picture(height=40, width=52):
     """uint8 `[1, height, width, 3]`."""
     rng = np.random.default_rng(7)
     return rng.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+
+
+# Resize -> output -> entries 0, 1, the middle one, the third last and the last, and the
+# sum of entry i times cos i.
+GOLDEN = {
+    "legacy_tf": {
+        "features": ([11.08086, 0.1279093, 0.0, 0.009900557, 0.0], 99.8547297),
+        "logits": ([49.74598, -6.90156, 21.88367, -14.28677, 32.99379], -44.9245866),
+        "spatial": ([0.0, 0.0, 1.060287, 9.090493, 0.09672106], 90.4136465),
+    },
+    "clean": {
+        "features": ([11.69076, 0.09472644, 0.0, 0.0, 0.0], 104.276505),
+        "logits": ([52.25032, -7.495061, 22.99335, -14.87442, 35.30397], -49.2609805),
+        "spatial": ([0.0, 0.0, 0.0, 9.69919, 0.9143365], 56.5059652),
+    },
+    "legacy_pytorch": {
+        "features": ([11.0839, 0.1207702, 0.0, 0.0, 0.0], 97.9837332),
+        "logits": ([49.43013, -6.949661, 21.74042, -14.32227, 33.1405], -44.6515665),
+        "spatial": ([0.0, 0.0, 0.4726991, 9.321977, 0.74779], 65.8661614),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory, state):
+    """`load(**keywords)`: the network of an `Inception` on the random state."""
+    folder = tmp_path_factory.mktemp("inception")
+    path = folder / "weights.npz"
+    np.savez(path, **state)
+
+    def loaded(**keywords):
+        room = base.Room(folder / "cache", None)
+        return Inception(path=str(path), **keywords).load(room)
+
+    return loaded
+
+
+@functools.cache
+def compiled(apply):
+    return jax.jit(apply)
+
+
+@pytest.mark.parametrize("resize", GOLDEN)
+def test_outputs_are_those_of_torch_fidelity(load, resize):
+    """Golden values have seven digits; 94 layers in float32 were seen to lose 3e-6."""
+    network = load(resize=resize)
+    x = network.prepare(picture() / np.float32(127.5) - 1)
+    out = compiled(network.apply)(network.params, x)
+    assert set(out) == set(Inception.outputs)
+    for name, (entries, total) in GOLDEN[resize].items():
+        found = np.asarray(out[name])[0].astype(np.float64)
+        scale = np.linalg.norm(found)
+        assert found.dtype == np.float64 and out[name].dtype == jnp.float32
+        few = found[[0, 1, len(found) // 2, -3, -1]]
+        np.testing.assert_allclose(few, entries, rtol=1e-5, atol=1e-6 * scale)
+        cosines = np.cos(np.arange(len(found)))
+        np.testing.assert_allclose(found @ cosines, total, atol=1e-5 * scale)
+
+
+def test_table_has_every_layer_of_the_network():
+    names = [name for name, *_ in shapes()]
+    assert len(names) == len(set(names)) == 94
+    assert set(inception.layers()) == set(names)
+    graph = inception.layers().values()
+    assert len(set(graph)) == 94
+    assert inception.layers()["Mixed_7c.branch3x3dbl_3b"] == (
+        "mixed_10/tower_1/mixed/conv_1"
+    )
+
+
+def test_full_size_outputs_have_the_published_shapes():
+    params = {"fc.kernel": (2048, 1008)}
+    for name, inputs, outputs, *kernel in shapes():
+        params[f"{name}.kernel"] = (*kernel, inputs, outputs)
+        params[f"{name}.bias"] = (outputs,)
+    params = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in params.items()}
+    x = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
+    out = jax.eval_shape(inception.apply, params, x)
+    assert {name: array.shape for name, array in out.items()} == {
+        "features": (2, 2048),
+        "logits": (2, 1008),
+        "spatial": (2, 2023),
+    }
+
+
+def test_names_of_the_graph_give_the_same_parameters(state):
+    stats = {
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+    }
+    graph = {
+        "softmax/weights": state["fc.weight"].T,
+        "softmax/biases": state["fc.bias"],
+    }
+    for name, graph_name in inception.layers().items():
+        kernel = state[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
+        graph[f"{graph_name}/conv2d_params"] = kernel
+        for ours, theirs in stats.items():
+            graph[f"{graph_name}/batchnorm/{theirs}"] = state[f"{name}.bn.{ours}"]
+    found, expected = inception.convert(graph), inception.convert(state)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_batch_normalisation_is_folded():
+    """kernel 2, gamma 3, variance 0.249: 2 * 3 / 0.5 = 12; 1 - 5 * 6 = -29."""
+    state = {name: np.ones_like(array) for name, array in random_state(16).items()}
+    layer = "Mixed_6a.branch3x3"
+    state[f"{layer}.conv.weight"] *= 2
+    state[f"{layer}.bn.weight"] *= 3
+    state[f"{layer}.bn.running_mean"] *= 5
+    state[f"{layer}.bn.running_var"] *= 0.249
+    params = inception.convert(state)
+    np.testing.assert_allclose(params[f"{layer}.kernel"], 12, rtol=1e-6)
+    np.testing.assert_allclose(params[f"{layer}.bias"], -29, rtol=1e-6)
+
+
+def test_images_are_prepared_on_the_host(load):
+    grey = np.array([-1.0, -0.5, 0.0, 1.5], np.float32).reshape(1, 2, 2, 1)
+    prepared = load().prepare(grey)
+    assert prepared.dtype == np.uint8 and prepared.shape == (1, 2, 2, 3)
+    assert prepared[0, ..., 2].ravel().tolist() == [0, 64, 128, 255]
+    prepared = load(resize="clean").prepare(grey)
+    assert prepared.dtype == np.float32 and prepared.shape == (1, 299, 299, 3)
+    assert (prepared[..., 0] == prepared[..., 2]).all()
+    assert prepared.min() == 0 and prepared.max() == 255
+
+
+def test_networks_say_what_decides_their_features(load):
+    about = load().about
+    assert about["network"] == "inception-v3-fid"
+    assert about["resize"] == "legacy_tf"
+    assert about["quantization"] == "round((x+1)*127.5) to uint8"
+    assert len(about["weights"]) == 64
+    fingerprints = {load(resize=resize).fingerprint for resize in GOLDEN}
+    assert len(fingerprints) == 3
+    # One function per way of resizing, so that loading again compiles nothing.
+    assert load().apply is load().apply
+
+
+def test_unknown_resize_is_refused():
+    with pytest.raises(ValueError, match=r"^resize: must be one of legacy_tf, clean,"):
+        Inception(resize="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("path", "spec", "error", "words"),
+    [
+        ("", SPEC, ValueError, "path: name a local file"),
+        ("no.pth", SPEC, FileNotFoundError, "path: there is no file no.pth."),
+        ("no.pth", DataSpec(shape=(2,)), ValueError, "name: the extractor 'inception'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_loading(path, spec, error, words):
+    with pytest.raises(error) as caught:
+        Inception(path=path).check(spec)
+    message = str(caught.value)
+    assert message.startswith(words) and "\n" not in message
+    if path and error is FileNotFoundError:
+        assert "6726825d" in message and "torch-fidelity" in message
+
+
+def test_weights_of_another_network_are_refused(tmp_path, state):
+    path = pathlib.Path(tmp_path / "other.npz")
+    wrong = {k: v for k, v in state.items() if k != "Mixed_7c.branch_pool.bn.bias"}
+    np.savez(path, **wrong)
+    with pytest.raises(ValueError) as caught:
+        Inception(path=str(path)).load(base.Room(tmp_path / "cache", None))
+    message = str(caught.value)
+    assert message.startswith("path: ") and "\n" not in message
+    assert "'Mixed_7c.branch_pool.bn.bias'" in message

@@ -7,24 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("cdfvd")
-
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "features"))
 import seeded
-from cdfvd.third_party.i3d import pytorch_i3d
-from cdfvd.third_party.i3d import utils as port
 
 from diffusionlab.features import i3d
+
+torch = pytest.importorskip("torch")
+port = pytest.importorskip("cdfvd.third_party.i3d.utils")
+pytorch_i3d = pytest.importorskip("cdfvd.third_party.i3d.pytorch_i3d")
 
 
 def loaded(arrays, epsilon):
     """Returns the port with convolutions as thin as `arrays`, in float64."""
     model = pytorch_i3d.InceptionI3d()
     for name, array in arrays.items():
-        unit, _, end = name.partition(".conv3d.weight")
-        if _ and not end:
-            unit = model.get_submodule(unit)
+        if name.endswith(".conv3d.weight"):
+            unit = model.get_submodule(name.removesuffix(".conv3d.weight"))
             out, width, *window = array.shape
             bias = unit._use_bias
             unit.conv3d = torch.nn.Conv3d(width, out, window, unit._stride, bias=bias)
@@ -48,7 +46,6 @@ def test_logits_are_those_of_the_port(epsilon):
         theirs = model(torch.from_numpy(x).double().permute(0, 4, 1, 2, 3)).numpy()
     ours = jax.jit(i3d.logits)(i3d.convert(arrays, epsilon), x)
     assert np.max(np.abs(ours - theirs)) < 1e-5 * np.max(np.abs(theirs))
-    print("i3d", epsilon, theirs[:, :4].tolist())
 
 
 def test_features_of_the_whole_network_are_those_of_the_port():

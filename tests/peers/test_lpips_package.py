@@ -7,23 +7,27 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-lpips_package = pytest.importorskip("lpips")
-
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "features"))
 import seeded
 
 from diffusionlab.metrics import lpips
 
+torch = pytest.importorskip("torch")
+lpips_package = pytest.importorskip("lpips")
+
 
 def loaded(net, trunk, linear):
     """Returns the package's distance with convolutions as thin as the arrays."""
-    model = lpips_package.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
+    model = lpips_package.LPIPS(
+        net=net, pnet_rand=True, pretrained=False, verbose=False
+    )
     for i in range(1, 6):
         layers = getattr(model.net, f"slice{i}")._modules
         for index, old in layers.items():
             if isinstance(old, torch.nn.Conv2d):
-                weight, bias = (trunk[f"features.{index}.{k}"] for k in ("weight", "bias"))
+                weight, bias = (
+                    trunk[f"features.{index}.{k}"] for k in ("weight", "bias")
+                )
                 out, width, *window = weight.shape
                 new = torch.nn.Conv2d(width, out, window, old.stride, old.padding)
                 new.weight.data = torch.from_numpy(weight)
@@ -49,16 +53,13 @@ def test_distance_is_that_of_the_package(net):
     distance = jax.jit(lpips.distance, static_argnums=1)
     ours = distance(lpips.convert(trunk, linear, net), net, x, y)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    print("lpips", net, theirs.tolist())
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_published_linear_weights_and_a_whole_trunk(net, tmp_path):
     linear = pathlib.Path(lpips_package.__file__).parent / f"weights/v0.1/{net}.pth"
     np.savez(tmp_path / "trunk.npz", **seeded.trunk(net, thin=1))
-    metric = lpips.Lpips(
-        trunk=str(tmp_path / "trunk.npz"), linear=str(linear), net=net
-    )
+    metric = lpips.Lpips(trunk=str(tmp_path / "trunk.npz"), linear=str(linear), net=net)
     x, y = np.split(seeded.pictures(2, 64, 64, 3), 2)
     ours = metric.prepare(None)(x, y)
     state = torch.load(linear, map_location="cpu", weights_only=True)

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
-
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "features"))
 import seeded
 
 from diffusionlab.features import clip, dinov2
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 
 def loaded(folder, kind, config, arrays):
@@ -53,7 +53,6 @@ def test_clip_embeds_as_transformers_does(tmp_path):
     with torch.no_grad():
         theirs = model(nchw(x)).image_embeds
     assert_close(jax.jit(clip.embed)(clip.convert(arrays), x), theirs)
-    print("clip", theirs[:, :4].tolist())
 
 
 def test_dinov2_embeds_as_transformers_does(tmp_path):
@@ -72,7 +71,6 @@ def test_dinov2_embeds_as_transformers_does(tmp_path):
         theirs = model(nchw(x)).pooler_output
     params = dinov2.convert(arrays, size=112, offset=0.0)
     assert_close(jax.jit(dinov2.embed)(params, x), theirs)
-    print("dinov2", theirs[:, :4].tolist())
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1])
@@ -86,7 +84,6 @@ def test_positions_are_those_of_torch_interpolate(offset):
     )
     theirs = theirs.permute(0, 2, 3, 1).reshape(256, 8)
     assert_close(dinov2.interpolate(positions, 16, offset)[1:], theirs)
-    print("positions", offset, theirs[[0, 100, 255], 0].tolist())
 
 
 def test_dinov2_resizes_as_torchvision_does():
