@@ -69,7 +69,11 @@ def open_files(given: str, flag: str) -> ExampleFiles:
 
 def about_files(source: ExampleFiles) -> dict[str, Any]:
     """Returns JSON that tells these examples from others."""
-    return {"path": source.path, "version": source.version, "num": len(source)}
+    return {
+        "path": source.path,
+        "version": source.version,
+        "num_in_file": len(source),
+    }
 
 
 def _block(given: str) -> dict[str, Any] | None:

@@ -61,7 +61,11 @@ def test_digits_against_the_data_set_give_the_exact_distance(
     assert one["numbers"]["frechet"] == pytest.approx(exact, rel=1e-6)
     low, high = one["intervals"]["frechet"]
     assert low < exact < high
-    assert one["provenance"]["samples"]["num"] == found["samples"]["num"] == 200
+    assert one["provenance"]["samples"]["num"] == 200
+    assert found["samples"] == {
+        "path": samples, "version": one["provenance"]["samples"]["version"],
+        "num_in_file": 200,
+    }  # fmt: skip
     assert found["reference"]["num"] == 1442 and "versions" in found["environment"]
     assert one["settings"]["num_samples"] == 200
     page = (out / "report.html").read_text()
@@ -119,7 +123,9 @@ def test_statistics_of_another_network_are_refused(samples, tmp_path, digits):
         def moments(self, output):
             return moments.of_rows(digits[0].reshape(1797, -1))
 
-    statistics_file.write(path, Set(), {"fingerprint": "0", "network": {"network": "x"}})
+    statistics_file.write(
+        path, Set(), {"fingerprint": "0", "network": {"network": "x"}}
+    )
     with pytest.raises(ValueError, match="network 'x' there, 'pixels' here"):
         evaluate_files.run(samples=samples, reference=str(path), evals=quality())
 
@@ -133,7 +139,7 @@ def test_out_belongs_to_one_pair_of_inputs(samples, tmp_path, digits):
     evaluate_files.run(samples=str(moved), reference=samples, evals=again, out=out)
     assert set(json.loads((out / "evaluation.json").read_text())["evals"]) == {"a", "b"}
     np.savez(moved, x=digits[0][:50])
-    with pytest.raises(ValueError, match="^--out: .* results of other samples: .*mine"):
+    with pytest.raises(ValueError, match="^--out: .* results of other samples: "):
         evaluate_files.run(samples=str(moved), reference=samples, evals=one, out=out)
     with pytest.raises(ValueError, match="^--out: .* results of other reference"):
         evaluate_files.run(samples=samples, reference=str(moved), evals=one, out=out)
@@ -151,7 +157,7 @@ def test_out_belongs_to_one_pair_of_inputs(samples, tmp_path, digits):
     {"name": "inpainting"},
     {"name": "inversion"},
     {"name": "image_to_image"},
-    {"name": "sampler_comparison", "samplers": [{"name": "ddim"}]},
+    {"name": "sampler_comparison", "samplers": [{"name": "ddim", "num_steps": 2}]},
     {**PIXELS, "sobol": True},
 ], ids=lambda b: b["name"])  # fmt: skip
 def test_what_needs_a_run_is_one_line(samples, tmp_path, block):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusionlab import main
+from diffusionlab import main, workdir
 
 DIGITS = "configs/digits/denoising.py:smoke"
+FILES = ["--mode=eval", "--samples=x.npz", "--reference=digits"]
 
 # Runs the program with an import of JAX forbidden.
 WITHOUT_JAX = """
@@ -61,6 +62,19 @@ def test_help_imports_no_jax_and_names_every_mode(without_jax):
         (["--config={c}", "--workdir={d}", "--config.train.num_steps=x"],
          "config.train.num_steps: expected int, got 'x'"),
         (["--config={c}", "--workdir={d}", "--part=2"], "--part: expected K/N"),
+        (["--mode=eval", "--samples=x.npz"], "--reference: missing; what are the"),
+        (["--mode=eval", "--reference=digits"], "--reference: goes with --mode=eval"),
+        (["--samples=x.npz"], "--samples: goes with --mode=eval and --samples=PATH"),
+        ([*FILES, "--workdir={d}"], "--workdir: is of a run, and --samples need none"),
+        ([*FILES, "--step=best"], "--step: is of a run"),
+        ([*FILES, "--config=none.py"], "there is no file 'none.py'"),
+        ([*FILES, "--config=configs/digits/classifier.py"], "has no evaluators"),
+        ([*FILES, "--config.seed=1"], "config.seed: with --samples only config.evals"),
+        ([*FILES, "--config.sampler.name=ddim"], "config.sampler: there is no such"),
+        ([*FILES, "--config.evals.quality.num_sampels=1"],
+         "config.evals.quality.num_sampels: unknown key; did you mean 'num_samples'?"),
+        ([*FILES, "--config.evals.quality.extractor.name=incpetion"],
+         "config.evals.quality.extractor.name: unknown extractor 'incpetion'"),
     ],
 )  # fmt: skip
 def test_mistake_is_one_line_without_jax_and_writes_nothing(
@@ -101,6 +115,80 @@ def test_override_flags_keep_their_order():
 @pytest.mark.parametrize("text, part", [("0/1", (0, 1)), ("1/2", (1, 2))])
 def test_part_is_which_of_how_many(text, part):
     assert main._part(text) == part
+
+
+@pytest.mark.parametrize("text, step", [("20", 20), ("0", 0), ("best", "best")])
+def test_step_is_a_number_or_best(text, step):
+    assert main.parser().parse_args([f"--step={text}"]).step == step
+
+
+@pytest.mark.parametrize("text", ["bset", "-1", "1.5", ""])
+def test_other_steps_are_refused(capsys, text):
+    with pytest.raises(SystemExit):
+        main.parser().parse_args([f"--step={text}"])
+    assert "expected a step or 'best'" in capsys.readouterr().err
+
+
+def test_best_step_of_a_run_without_one_is_one_line(tmp_path, smoke):
+    workdir.claim(tmp_path, smoke("digits"), {}, {})
+    with pytest.raises(ValueError, match="^--step=best: .* has no best.json"):
+        main.run(["--mode=eval", f"--workdir={tmp_path}", "--step=best"])
+
+
+def test_best_step_is_that_of_the_run(tmp_path, smoke, monkeypatch):
+    workdir.claim(tmp_path, smoke("digits"), {}, {})
+    (tmp_path / "checkpoints" / "30").mkdir(parents=True)
+    workdir.write_json(tmp_path / "best.json", {"step": 30})
+    found = []
+    monkeypatch.setattr(main, "_set_up_jax", lambda args: "off")
+    monkeypatch.setattr(main, "_use", lambda args, *_: found.append(args.step))
+    for mode in ("eval", "sample"):
+        main.run([f"--mode={mode}", f"--workdir={tmp_path}", "--step=best"])
+    assert found == [30, 30]
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """`files(*flags)`: what the program hands to `evaluate_files.run`."""
+    monkeypatch.setattr(main, "_set_up_jax", lambda args: "off")
+    found = []
+    monkeypatch.setattr(
+        "diffusionlab.evaluate_files.run", lambda **given: found.append(given)
+    )
+
+    def run(*flags):
+        assert main.run([*FILES, *flags]) == 0
+        return found.pop()
+
+    return run
+
+
+def test_samples_are_evaluated_without_a_run(files, capsys):
+    found = files()
+    block = {"name": "sample_quality", "extractor": {"name": "inception"}}
+    assert found["evals"] == {"quality": block}
+    assert (found["samples"], found["reference"]) == ("x.npz", "digits")
+    assert found["out"] is None and "results in" in capsys.readouterr().out
+
+
+def test_evaluators_of_samples_are_those_asked_for(files):
+    path = "--config.evals.quality.extractor.path=weights.npz"
+    extractor = files(path)["evals"]["quality"]["extractor"]
+    assert extractor == {"name": "inception", "path": "weights.npz"}
+    evals = files(f"--config={DIGITS}", "--config.evals.samples.k=3")["evals"]
+    # As the file says and no more: the rest depends on the samples.
+    assert set(evals) == {"samples"} and evals["samples"]["k"] == 3
+    assert "num_columns" not in evals["samples"]
+
+
+def test_cache_is_known_by_the_environment(files, monkeypatch, tmp_path):
+    from diffusionlab.features import base
+
+    monkeypatch.setenv("DIFFUSIONLAB_CACHE", "elsewhere")
+    files()
+    assert str(base.cache_folder()) == "elsewhere"
+    files(f"--cache={tmp_path}")
+    assert base.cache_folder() == tmp_path
 
 
 def test_error_from_elsewhere_keeps_its_traceback(monkeypatch):

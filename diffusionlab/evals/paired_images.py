@@ -71,7 +71,7 @@ class PairedImages:
 
     def __call__(self, context: types.EvalContext) -> types.EvalResult:
         reference = context.train if self.split == "train" else context.test
-        num = self._num_pairs(len(reference), context.about.get("num"))
+        num = self._num_pairs(len(reference), context.about.get("num_in_file"))
         functions = {_name(m): m.prepare(context.room) for m in self._metrics()}
         values = {name: [] for name in functions}
         shown = [_Extremes(self.num_shown, sign) for sign in (1, -1)]

@@ -54,7 +54,7 @@ def context(samples, truth=TRUTH, *, about=None, batch=5):
         test=source,
         stream=stream,
         room="a room",
-        about={"num": len(samples)} if about is None else about,
+        about={"num_in_file": len(samples)} if about is None else about,
         **nothing,
     )
 

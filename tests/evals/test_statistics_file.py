@@ -58,9 +58,7 @@ def test_published_statistics_give_the_distance_of_their_data(write, dtype):
     shifted = Set(ROWS + 2.0)
     # float32 keeps 6e-8 of variances of up to 9.
     tolerance = 1e-8 if dtype is np.float64 else 1e-4
-    distance = frechet_distance(
-        shifted.moments("features"), found.moments("features")
-    )
+    distance = frechet_distance(shifted.moments("features"), found.moments("features"))
     assert distance == pytest.approx(12.0, abs=tolerance)
     result = Frechet()(shifted, found)
     assert result.numbers["frechet"] == pytest.approx(12.0, abs=tolerance)

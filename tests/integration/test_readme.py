@@ -99,7 +99,9 @@ def test_files_that_the_readme_names_exist(path):
     assert (ROOT / path).exists()
 
 
-@pytest.mark.parametrize("kind", ["sampler", "grid", "guidance"])
+@pytest.mark.parametrize(
+    "kind", ["sampler", "grid", "guidance", "extractor", "metric", "paired_metric"]
+)
 def test_the_readme_names_everything_registered(kind):
     section = TEXT.split("## Samplers\n")[1].split("## Read it\n")[0]
     missing = [n for n in registry.table(kind) if f"`{n}`" not in section]
