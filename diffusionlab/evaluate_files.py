@@ -52,29 +52,35 @@ def run(
         taken from the files.
       out: folder of the results; by default beside the samples.
 
+    An evaluator that needs a run is left out with a line, if another does not.
+
     Raises:
       ValueError, FileNotFoundError: what was given cannot be used; the message says
         why.
+      NeedsRun: all of the evaluators need a run.
     """
     source, against = open_files(samples, "--samples"), Reference(reference)
     known = None if against.statistics else against.train.spec
     drawn = Samples(source, known)
     if out is None:
         path = pathlib.Path(samples).resolve()
-        out = path.with_name(f"{path.stem}_evaluation")
-    notes = {"samples": drawn.note, "reference": against.note}
-    blocks, evaluators = {}, {}
-    for label, block in evals.items():
-        blocks[label], note = _filled(label, block, len(source), against)
-        notes[label] = note
-        data = source if against.statistics else against.train
-        evaluators[label] = _built(label, blocks[label], data)
+        name = path.name if path.is_dir() else path.stem
+        out = path.with_name(f"{name}_evaluation")
     inputs = {"samples": about_files(source), "reference": against.about}
     mesh = sharding.make_mesh(settings.Mesh())
     room = inference.make_room(mesh, _TIMEOUT)
-    if known is not None and known.shape != drawn.spec.shape:
-        for label, evaluator in evaluators.items():
-            _check_shapes(label, evaluator, room, drawn.spec, known)
+    notes = {"samples": drawn.note, "reference": against.note}
+    blocks, evaluators, skipped = {}, {}, {}
+    for label, block in evals.items():
+        blocks[label], notes[label] = _filled(label, block, len(source), against)
+        try:
+            data = source if against.statistics else against.train
+            evaluators[label] = _built(label, blocks[label], data)
+        except NeedsRun as error:
+            skipped[label] = str(error)
+            continue
+        if known is not None and known.shape != drawn.spec.shape:
+            _check_shapes(label, evaluators[label], room, drawn.spec, known)
     multihost.on_main("begin", lambda: _claim(out, inputs), _TIMEOUT)
     if multihost.is_main():
         print(f"{len(source):,} samples in {samples} against {reference}")
@@ -85,19 +91,22 @@ def run(
             scratch = out / f".unfinished_{label}_{_short(blocks[label])}"
             context = _context(label, drawn, against, inputs["samples"])
             context = context._replace(apply=apply, room=room, scratch=scratch)
-            result = evaluator(context)
+            try:
+                result = evaluator(context)
+            except NeedsRun as error:
+                skipped[label] = str(error)
+                continue
             multihost.barrier(f"end of {label}", _TIMEOUT)
             if multihost.is_main():
                 _write(out, label, blocks[label], result, notes)
                 shutil.rmtree(scratch, ignore_errors=True)
                 table = evaluate.table(result.numbers, result.intervals)
                 print(f"{label}:\n{table}", flush=True)
+    if len(skipped) == len(evals):
+        raise NeedsRun(next(iter(skipped.values())))
     if multihost.is_main():
-        if pictures.shows_images(drawn.spec.shape):
-            x, label = drawn.draw(_SHOWN)
-            shown = pictures.of_examples(x, label if drawn.spec.num_classes else None)
-            pictures.save_png(out / "samples" / "step_00000000.png", shown)
-        _finish(out, inputs)
+        print("".join(f"left out: {said}\n" for said in skipped.values()), end="")
+        _finish(out, drawn, {**inputs, "left_out": skipped})
     return out
 
 
@@ -154,8 +163,12 @@ def _check_shapes(label, evaluator, room, spec: DataSpec, known: DataSpec) -> No
         raise ValueError(said)
 
 
+class NeedsRun(RuntimeError):
+    """An evaluator asks for more than samples; no ValueError, as it handles those."""
+
+
 def _refuse(path: str, what: str, *_, **__):
-    raise ValueError(
+    raise NeedsRun(
         f"{path}: needs a run: it asks for {what}, which sample files do not have; "
         "evaluate the run itself with --workdir."
     )
@@ -256,8 +269,12 @@ def _write(out: pathlib.Path, label: str, block, result: EvalResult, notes) -> N
     workdir.write_json(out / "evals" / f"{label}.json", record)
 
 
-def _finish(out: pathlib.Path, inputs: Mapping[str, Any]) -> None:
+def _finish(out: pathlib.Path, drawn: Samples, about: Mapping[str, Any]) -> None:
     """Writes all results in one file and as a page, those of earlier calls too."""
+    if pictures.shows_images(drawn.spec.shape):
+        x, label = drawn.draw(_SHOWN)
+        shown = pictures.of_examples(x, label if drawn.spec.num_classes else None)
+        pictures.save_png(out / "samples" / "step_00000000.png", shown)
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((out / "evals").glob("*.json"))
@@ -267,7 +284,7 @@ def _finish(out: pathlib.Path, inputs: Mapping[str, Any]) -> None:
     workdir.write_json(
         out / "evaluation.json",
         {
-            **inputs,
+            **about,
             "environment": environment,
             "evals": {
                 label: {k: v for k, v in record.items() if k not in _OF_RUNS}

@@ -161,9 +161,21 @@ def test_out_belongs_to_one_pair_of_inputs(samples, tmp_path, digits):
     {**PIXELS, "sobol": True},
 ], ids=lambda b: b["name"])  # fmt: skip
 def test_what_needs_a_run_is_one_line(samples, tmp_path, block):
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(evaluate_files.NeedsRun) as raised:
         evaluate_files.run(samples=samples, reference="digits", evals={"a": block})
-    assert str(raised.value).startswith("config.evals.a: needs a run: it asks for ")
+    said = str(raised.value)
+    assert said.startswith("config.evals.a: needs a run: it asks for ")
+    assert "\n" not in said and isinstance(raised.value, RuntimeError)
+
+
+def test_what_needs_a_run_is_left_out_beside_what_does_not(samples, capsys):
+    evals = {"l": {"name": "likelihood"}, "d": {"name": "denoising_loss"}, "q": PIXELS}
+    out = evaluate_files.run(samples=samples, reference=samples, evals=evals)
+    found = json.loads((out / "evaluation.json").read_text())
+    assert set(found["evals"]) == {"q"} and set(found["left_out"]) == {"l", "d"}
+    said = capsys.readouterr().out
+    assert "left out: config.evals.l: needs a run" in said
+    assert "left out: config.evals.d: needs a run" in said
 
 
 def test_evaluator_that_draws_gets_the_file(samples, tmp_path):

@@ -62,19 +62,6 @@ def test_help_imports_no_jax_and_names_every_mode(without_jax):
         (["--config={c}", "--workdir={d}", "--config.train.num_steps=x"],
          "config.train.num_steps: expected int, got 'x'"),
         (["--config={c}", "--workdir={d}", "--part=2"], "--part: expected K/N"),
-        (["--mode=eval", "--samples=x.npz"], "--reference: missing; what are the"),
-        (["--mode=eval", "--reference=digits"], "--reference: goes with --mode=eval"),
-        (["--samples=x.npz"], "--samples: goes with --mode=eval and --samples=PATH"),
-        ([*FILES, "--workdir={d}"], "--workdir: is of a run, and --samples need none"),
-        ([*FILES, "--step=best"], "--step: is of a run"),
-        ([*FILES, "--config=none.py"], "there is no file 'none.py'"),
-        ([*FILES, "--config=configs/digits/classifier.py"], "has no evaluators"),
-        ([*FILES, "--config.seed=1"], "config.seed: with --samples only config.evals"),
-        ([*FILES, "--config.sampler.name=ddim"], "config.sampler: there is no such"),
-        ([*FILES, "--config.evals.quality.num_sampels=1"],
-         "config.evals.quality.num_sampels: unknown key; did you mean 'num_samples'?"),
-        ([*FILES, "--config.evals.quality.extractor.name=incpetion"],
-         "config.evals.quality.extractor.name: unknown extractor 'incpetion'"),
     ],
 )  # fmt: skip
 def test_mistake_is_one_line_without_jax_and_writes_nothing(
@@ -147,6 +134,35 @@ def test_best_step_is_that_of_the_run(tmp_path, smoke, monkeypatch):
     assert found == [30, 30]
 
 
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--mode=eval", "--samples=x.npz"], "--reference: missing; what are the"),
+        (["--mode=eval", "--reference=digits"], "--reference: goes with --mode=eval"),
+        (["--samples=x.npz"], "--samples: goes with --mode=eval and --samples=PATH"),
+        ([*FILES, "--workdir=x"], "--workdir: is of a run, and --samples need none"),
+        ([*FILES, "--step=best"], "--step: is of a run"),
+        ([*FILES, "--config=none.py"], "there is no file 'none.py'"),
+        ([*FILES, "--config={empty}"], "has no evaluators (`evals`)"),
+        ([*FILES, "--config.seed=1"], "config.seed: with --samples only config.evals"),
+        ([*FILES, "--config.sampler.name=ddim"], "config.sampler: there is no such"),
+        ([*FILES, "--config.evals.quality.num_sampels=1"],
+         "config.evals.quality.num_sampels: unknown key; did you mean 'num_samples'?"),
+        ([*FILES, "--config.evals.quality.extractor.name=incpetion"],
+         "config.evals.quality.extractor.name: unknown extractor 'incpetion'"),
+    ],
+)  # fmt: skip
+def test_mistake_about_samples_is_answered_before_jax(
+    tmp_path, monkeypatch, args, said
+):
+    monkeypatch.setattr(main, "_set_up_jax", lambda args: pytest.fail("too late"))
+    empty = tmp_path / "empty.py"
+    empty.write_text("def get_config(variant):\n    return {'evals': {}}\n")
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        main.run([arg.format(empty=empty) for arg in args])
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
 @pytest.fixture
 def files(monkeypatch):
     """`files(*flags)`: what the program hands to `evaluate_files.run`."""
@@ -177,8 +193,7 @@ def test_evaluators_of_samples_are_those_asked_for(files):
     assert extractor == {"name": "inception", "path": "weights.npz"}
     evals = files(f"--config={DIGITS}", "--config.evals.samples.k=3")["evals"]
     # As the file says and no more: the rest depends on the samples.
-    assert set(evals) == {"samples"} and evals["samples"]["k"] == 3
-    assert "num_columns" not in evals["samples"]
+    assert evals["samples"]["k"] == 3 and "num_columns" not in evals["samples"]
 
 
 def test_cache_is_known_by_the_environment(files, monkeypatch, tmp_path):

@@ -76,6 +76,7 @@ def test_report_holds_everything_and_loads_nothing(run):
     assert "<small>highest samples/recall: 0.25</small>" in page
     assert "<small>95 %: 0.25 to 0.6; real data: 0.97</small>" in page
     assert "<summary>7 samples</summary>" in page
+    assert page.count("<h3>steps <small>at step 100</small></h3>") == 1
     assert page.count("data:image/png") == 24 + 1, "24 grids of 30, and one picture"
     assert "data-step='0'" in page and "data-step='2,900'" in page
     outside = re.findall(r"(?:src|href)='(?!data:|#)[^']*'|url\(|https?://\S+", page)

@@ -134,7 +134,8 @@ class Frechet:
 class SpatialFrechet:
     """Frechet distance of features that keep their places: sFID.
 
-    Number `spatial_frechet`, of the output 'spatial'; of Inception for sFID; otherwise as `Frechet`.
+    Number `spatial_frechet`, of the output 'spatial' (of Inception for sFID); otherwise
+    as `Frechet`.
 
     Attributes:
       groups: of the jackknife behind the interval; 0 is without interval.

@@ -130,7 +130,7 @@ SKEWED = SIGMA + 0.01 * np.eye(3)[[1, 2, 0]]
     [
         (dict(mu=MU), "has no 'mu' and 'sigma', so it holds no statistics; it has mu."),
         (dict(x=MU), "it has x."),
-        (dict(mu=MU[:2], sigma=SIGMA), "shape (3, 3), expected mu [d] and sigma [d, d]"),
+        (dict(mu=MU[:2], sigma=SIGMA), "(3, 3), expected mu [d] and sigma [d, d]"),
         (dict(mu=MU[None], sigma=SIGMA), "'mu' of"),
         (dict(mu=np.zeros(0), sigma=np.zeros((0, 0))), "shape (0,)"),
         (dict(mu=MU * np.nan, sigma=SIGMA), "NaN or infinite"),
