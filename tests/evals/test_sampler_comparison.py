@@ -225,9 +225,10 @@ def test_every_registered_sampler_is_found(exact_context):
     assert {"ddim", "ancestral"} <= {p.label for p in points}
 
 
-def test_runaway_samples_are_bad_and_break_nothing(context):
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30])
+def test_runaway_samples_are_bad_and_break_nothing(context, value):
     def draw(number, sampler):
-        return np.full((number, 2), np.nan, np.float32), np.zeros(number, np.int32)
+        return np.full((number, 2), value, np.float32), np.zeros(number, np.int32)
 
     evaluator = SamplerComparison(
         samplers=(Ddim(num_steps=1),), num_evaluations=(2,), num_samples=60
