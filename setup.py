@@ -32,6 +32,7 @@ setuptools.setup(
         "peers": [
             "clean-fid>=0.1.35",
             "lpips>=0.1.4",
+            "pytorch-fid>=0.3",
             "scikit-image>=0.25",
             "torch-fidelity>=0.4",
             "torchmetrics>=1.9",

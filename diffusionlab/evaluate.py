@@ -17,6 +17,7 @@ import numpy as np
 from diffusionlab import config as config_lib
 from diffusionlab import inference, machine, multihost, pictures, restore, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
+from diffusionlab.evals import feature_store
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult, Sampler
 
@@ -181,6 +182,7 @@ class Evaluation:
             "intervals": result.intervals,
             "notes": result.notes,
             "provenance": result.provenance,
+            "class_names": feature_store.class_names(self._experiment.spec),
             "versions": machine.versions(),
             "pictures": names,
         }

@@ -81,6 +81,7 @@ def run(
             continue
         if known is not None and known.shape != drawn.spec.shape:
             _check_shapes(label, evaluators[label], room, drawn.spec, known)
+    _check_some_are_left(evals, skipped)
     multihost.on_main("begin", lambda: _claim(out, inputs), _TIMEOUT)
     if multihost.is_main():
         print(f"{len(source):,} samples in {samples} against {reference}")
@@ -101,9 +102,10 @@ def run(
                 _write(out, label, blocks[label], result, notes)
                 shutil.rmtree(scratch, ignore_errors=True)
                 table = evaluate.table(result.numbers, result.intervals)
-                print(f"{label}:\n{table}", flush=True)
-    if len(skipped) == len(evals):
-        raise NeedsRun(next(iter(skipped.values())))
+                warning = result.notes.get("warning")
+                said = f"\n  warning: {warning}" if warning else ""
+                print(f"{label}:\n{table}{said}", flush=True)
+    _check_some_are_left(evals, skipped)
     if multihost.is_main():
         print("".join(f"left out: {said}\n" for said in skipped.values()), end="")
         _finish(out, drawn, {**inputs, "left_out": skipped})
@@ -165,6 +167,11 @@ def _check_shapes(label, evaluator, room, spec: DataSpec, known: DataSpec) -> No
 
 class NeedsRun(RuntimeError):
     """An evaluator asks for more than samples; no ValueError, as it handles those."""
+
+
+def _check_some_are_left(evals: Mapping, skipped: Mapping[str, str]) -> None:
+    if len(skipped) == len(evals):
+        raise NeedsRun(next(iter(skipped.values())))
 
 
 def _refuse(path: str, what: str, *_, **__):

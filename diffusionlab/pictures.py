@@ -242,6 +242,7 @@ def curves(
     if not drawn:
         return np.full((500, 1000, 3), WHITE, np.uint8)
     drawn.sort(key=lambda entry: -entry[0])
+    best = min(min(line.get_ydata()) for _, line, _ in drawn)
     if level is not None and level[1] > 0:
         line = axis.axhline(level[1], color="black", linestyle=(0, (6, 3)), lw=1.2)
         drawn.append((0.0, line, level[0]))
@@ -255,7 +256,7 @@ def curves(
     low, high = axis.get_ylim()
     # One curve that ran away would press all others into a line.
     lowest = min(min(line.get_ydata()) for _, line, _ in drawn)
-    low, high = max(low, 0.85 * lowest), min(high, _TALLEST * lowest)
+    low, high = max(low, 0.85 * lowest), min(high, _TALLEST * best)
     axis.set_ylim(low, high)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))

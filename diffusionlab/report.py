@@ -139,6 +139,7 @@ def _tiles(rows, latest, best) -> str:
     losses = [tables.word(row["train/loss"]) for row in rows if "train/loss" in row]
     if losses:
         tiles.append(("training loss", losses[-1], f"from {losses[0]}"))
+    given = [name for result in latest.values() for name in result["numbers"]]
     for label, result in latest.items():
         numbers = result["numbers"]
         for name in (name for name in _TILES if name in numbers):
@@ -147,7 +148,8 @@ def _tiles(rows, latest, best) -> str:
                 notes.append(f"95 %: {tables.interval(ends)}")
             if real is not None:
                 notes.append(f"real data: {tables.word(real)}")
-            tiles.append((name, tables.word(numbers[name]), "; ".join(notes) or label))
+            title = f"{label} {name}" if given.count(name) > 1 else name
+            tiles.append((title, tables.word(numbers[name]), "; ".join(notes) or label))
     items = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
         f"<small>{html.escape(note)}</small></div>"

@@ -191,7 +191,8 @@ def check_best(checkpoint: Checkpoint, evals: Mapping[str, Any]) -> None:
     if label not in evals:
         raise ValueError(
             f"config.checkpoint.best: '{checkpoint.best}' is no number of an evaluator "
-            f"in config.evals; it begins with one of: {', '.join(evals) or '(none)'}."
+            f"in config.evals ({', '.join(evals) or 'there is none'}); begin it with "
+            "one of them, or give '' to keep no best checkpoint."
         )
     every = evals[label].every
     if every == 0 or every % checkpoint.every:

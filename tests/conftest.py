@@ -1,5 +1,7 @@
 """Shared by all tests: eight virtual CPU devices, one cache of compiled programs."""
 
+import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -8,8 +10,7 @@ import tempfile
 
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time goes into compiling its programs, so they are not optimised;
-# those that tests start in processes of their own are.
+# Most of a test's time goes into compiling its programs, so they are not optimised.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
@@ -17,15 +18,13 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path(tempfile.gettempdir()) / f"diffusionlab-tests-{os.getuid()}"),
 )
-os.environ["DIFFUSIONLAB_CACHE"] = str(
-    pathlib.Path(tempfile.gettempdir()) / f"diffusionlab-tests-features-{os.getuid()}"
-)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+UNOPTIMISED = os.environ["XLA_FLAGS"].split()[-1]
 
 
 @pytest.fixture(scope="session")
@@ -35,23 +34,58 @@ def root() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def program():
-    """`program(*args, devices=1, check=True, **kw)` runs diffusionlab in a process."""
+def process():
+    """`process(*words, devices=1, optimised=False, check=True, **kw)`: of Python."""
 
-    def run(*args, devices=1, check=True, env=None, timeout=300, **kw):
+    def run(*words, devices=1, optimised=False, check=True, env=None, **kw):
         flags = f"--xla_force_host_platform_device_count={devices}"
+        flags += "" if optimised else f" {UNOPTIMISED}"
         done = subprocess.run(
-            [sys.executable, "-m", "diffusionlab.main", *map(str, args)],
-            cwd=ROOT,
+            [sys.executable, *map(str, words)],
             env={**os.environ, "XLA_FLAGS": flags, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=timeout,
-            **kw,
+            **{"cwd": ROOT, "timeout": 300, **kw},
         )
         if check:
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+            said = f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+            assert done.returncode == 0, said
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def program(process):
+    """`program(*args, **kw)` runs diffusionlab in a process."""
+    return functools.partial(process, "-m", "diffusionlab.main")
+
+
+SEVERAL = """
+import json, sys
+from diffusionlab import main
+
+for words in json.loads(sys.argv[1]):
+    print("ran:", *words, flush=True)
+    sys.argv = ["diffusionlab", *words]
+    try:
+        main.main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+@pytest.fixture(scope="session")
+def programs(process):
+    """`programs(list of args, **kw)` runs one after the other, in one process.
+
+    To start a process, and JAX in it, takes longer than most of what they do.
+    """
+
+    def run(several, **kw):
+        several = [[str(word) for word in args] for args in several]
+        return process("-c", SEVERAL, json.dumps(several), **kw)
 
     return run
 

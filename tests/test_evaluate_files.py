@@ -90,6 +90,7 @@ def test_fewer_samples_than_asked_for_are_all_and_that_is_said(
     )
     found = json.loads((out / "evaluation.json").read_text())["evals"]["quality"]
     assert found["provenance"]["samples"]["num"] == 20
+    assert f"warning: {found['notes']['warning']}" in capsys.readouterr().out
 
 
 def test_published_statistics_are_a_reference(samples, tmp_path, digits):
@@ -166,6 +167,7 @@ def test_what_needs_a_run_is_one_line(samples, tmp_path, block):
     said = str(raised.value)
     assert said.startswith("config.evals.a: needs a run: it asks for ")
     assert "\n" not in said and isinstance(raised.value, RuntimeError)
+    assert not list((tmp_path / "mine_evaluation").glob("evals/*"))
 
 
 def test_what_needs_a_run_is_left_out_beside_what_does_not(samples, capsys):

@@ -75,6 +75,7 @@ def test_report_holds_everything_and_loads_nothing(run):
     ]
     assert "<small>highest samples/recall: 0.25</small>" in page
     assert "<small>95 %: 0.25 to 0.6; real data: 0.97</small>" in page
+    assert "<dt>recall</dt>" in page
     assert "<summary>7 samples</summary>" in page
     assert page.count("<h3>steps <small>at step 100</small></h3>") == 1
     assert page.count("data:image/png") == 24 + 1, "24 grids of 30, and one picture"
@@ -101,6 +102,14 @@ def test_a_directory_of_evaluations_alone_is_a_page(run):
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == ["Evaluation", "Quality against steps", "Curves"]
     assert "diffusionlab evaluation</p>" in page
+
+
+def test_tiles_of_one_name_say_whose_they_are(tmp_path):
+    for label in "ab":
+        result = {"step": 3, "evaluator": label, "numbers": {"recall": 0.5, label: 1}}
+        write(tmp_path / f"evals/{label}.json", result)
+    page = report.write_report(tmp_path).read_text()
+    assert "<dt>a recall</dt>" in page and "<dt>b recall</dt>" in page
 
 
 def test_charts_of_many_classes_have_a_limit():

@@ -31,6 +31,8 @@ class ExampleFiles:
     An .npz file has the array `x` or `arr_0`, `[N, H, W, 1 or 3]` images,
     `[N, T, H, W, 1 or 3]` videos or `[N, D]` points, and may have the integers `label`
     or `arr_1`, `[N]`. uint8 is [0, 255]; floats of images and videos are in [-1, 1].
+    The array `range` may say that black and white of floats are other numbers, or that
+    they are -1 and 1 although some go beyond: those stay as they are.
 
     A folder has images of one size in it and in all folders below it, in the order of
     their paths; where all lie in two or more sub-folders, those are the classes. Pixels
@@ -76,10 +78,7 @@ class ExampleFiles:
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> base.Example:
         indices = np.asarray(indices)
-        x = base.unit(self._found.read(indices))
-        if len(self.spec.shape) > 1:  # points may lie anywhere
-            x = np.clip(x, -1.0, 1.0)
-        example = {"x": x}
+        example = {"x": self._found.read(indices)}
         if self._found.label is not None:
             example["label"] = self._found.label[indices]
         return example
@@ -99,22 +98,28 @@ class _File:
             if name is None:
                 raise ValueError(_no_examples(path, members))
             self._x = array_files.open_array(path, name)
+            _check_array(self._x, name, path)
             kept = _PAIRS[name] if _PAIRS[name] in members else None
             self.label = None
             if kept:
                 label = array_files.open_array(path, kept)
                 self.label = _checked_label(label, kept, len(self._x), path)
+            self._range = _checked_range(path, members, self._x)
+            _check_values(self._x, path, self._range is not None)
         except ValueError as error:
             raise ValueError(f"path: {error}") from None
-        _check_array(self._x, name, path)
-        _check_values(self._x, path)
-        self.version = _hash([(n, members[n]) for n in (name, kept) if n is not None])
+        used = [n for n in (name, kept, "range") if n in members]
+        self.version = _hash([(n, members[n]) for n in used])
         self.num = len(self._x)
         classes = 0 if self.label is None else int(self.label.max()) + 1
         self.spec = types.DataSpec(tuple(self._x.shape[1:]), classes)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        return np.asarray(self._x[indices])
+        x = base.unit(np.asarray(self._x[indices]))
+        if self._range not in (None, (-1.0, 1.0)):
+            low, high = self._range
+            x = (x - low) * (2 / (high - low)) - 1
+        return x.astype(np.float32)
 
 
 def _no_examples(path: pathlib.Path, members) -> str:
@@ -136,36 +141,55 @@ def _checked_label(label, name: str, num: int, path: pathlib.Path) -> np.ndarray
     return label.astype(np.int32)
 
 
+def _checked_range(path: pathlib.Path, members, x) -> tuple[float, float] | None:
+    if "range" not in members:
+        return None
+    found = array_files.open_array(path, "range")
+    pair = (
+        found[:].tolist() if found.shape == (2,) and found.dtype.kind in "fiu" else []
+    )
+    if not pair or not np.isfinite(pair).all() or pair[0] >= pair[1]:
+        raise ValueError(
+            f"'range' of {path} is {pair or 'no pair'}, expected [black, white], two "
+            "increasing numbers."
+        )
+    if x.dtype == np.uint8:
+        raise ValueError(
+            f"'range' of {path} is for floats, and the examples are uint8."
+        )
+    return float(pair[0]), float(pair[1])
+
+
 def _check_array(x, name: str, path: pathlib.Path) -> None:
     """Raises ValueError unless shape and type are those of examples."""
     what = f"'{name}' of {path}" if name else str(path)
     shape = list(x.shape)
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(
-            f"path: {what} is {x.dtype}; write uint8 in [0, 255], or floats in [-1, 1]."
+            f"{what} is {x.dtype}; write uint8 in [0, 255], or floats in [-1, 1]."
         )
     if len(shape) == 2 and x.dtype != np.uint8 and 0 not in shape:
         return
     accepted = "[N, H, W, 1 or 3], [N, T, H, W, 1 or 3] or, of floats, [N, D]"
     if 0 in shape:
-        raise ValueError(f"path: {what} is empty: its shape is {shape}.")
+        raise ValueError(f"{what} is empty: its shape is {shape}.")
     if len(shape) not in (4, 5):
-        raise ValueError(f"path: {what} has shape {shape}, expected {accepted}.")
+        raise ValueError(f"{what} has shape {shape}, expected {accepted}.")
     if shape[-1] in (1, 3):
         return
     for axis, place in ((1, "second"), (2, "third"))[: len(shape) - 3]:
         if shape[axis] in (1, 3):
             order = [i for i in range(len(shape)) if i != axis] + [axis]
             raise ValueError(
-                f"path: {what} has shape {shape}: its channels come {place}, and last "
+                f"{what} has shape {shape}: its channels come {place}, and last "
                 f"here; write x.transpose({', '.join(map(str, order))})."
             )
     raise ValueError(
-        f"path: {what} has {shape[-1]} channels (shape {shape}), expected {accepted}."
+        f"{what} has {shape[-1]} channels (shape {shape}), expected {accepted}."
     )
 
 
-def _check_values(x, path: pathlib.Path) -> None:
+def _check_values(x, path: pathlib.Path, has_range: bool) -> None:
     """Raises ValueError for floats that are not finite, or not clearly in [-1, 1]."""
     if x.dtype == np.uint8:
         return
@@ -182,22 +206,23 @@ def _check_values(x, path: pathlib.Path) -> None:
         high = max(high, float(block.max(initial=-np.inf)))
     if bad:
         raise ValueError(
-            f"path: {bad} of the {len(x)} examples in {path} have values that are NaN "
+            f"{bad} of the {len(x)} examples in {path} have values that are NaN "
             f"or infinite, the first is example {first}; leave them out."
         )
-    if len(x.shape) == 2:  # points may lie anywhere
+    if len(x.shape) == 2 or has_range:  # points may lie anywhere
         return
-    lie = f"path: the values in {path} lie in [{low:.4g}, {high:.4g}]"
+    lie = f"the values in {path} lie in [{low:.4g}, {high:.4g}]"
     if low < -1 - _TOLERANCE or high > 1 + _TOLERANCE:
         raise ValueError(
             f"{lie}, and floats have to be in [-1, 1]; of pixels in [0, 255] write "
-            "x.round().astype('uint8')."
+            "x.round().astype('uint8'), and of others the array range=[black, white] "
+            "beside them."
         )
     if low >= 0 and low < high:
         raise ValueError(
-            f"{lie}, so black may be 0 or -1; write uint8, which is clear: of pixels "
-            "in [0, 1] (255 * x).round().astype('uint8'), of pixels in [-1, 1] "
-            "(127.5 * x + 127.5).round().astype('uint8')."
+            f"{lie}, so black may be 0 or -1; write the array range=[0, 1] or [-1, 1] "
+            "beside them, or uint8: of pixels in [0, 1] (255 * x).round().astype("
+            "'uint8')."
         )
 
 
@@ -239,7 +264,7 @@ class _Folder:
     def read(self, indices: np.ndarray) -> np.ndarray:
         with futures.ThreadPoolExecutor() as pool:
             found = list(pool.map(self._decode, indices.tolist()))
-        return np.stack(found).reshape(len(found), *self.spec.shape)
+        return base.unit(np.stack(found).reshape(len(found), *self.spec.shape))
 
     def _decode(self, index: int) -> np.ndarray:
         from PIL import Image

@@ -32,6 +32,7 @@ from diffusionlab.metrics.neighbours import flat
 from diffusionlab.samplers import base
 
 _MAX_DIMENSION = 1024
+_MAX_JACKKNIFE = 512  # features: with more, intervals cost more than the samples
 _BATCH = 64  # examples whose features are computed at a time
 _NUM_MEASURED = 64  # examples whose evaluations are counted, of an adaptive sampler
 # The other count of a sampler whose evaluations are not all plain: without the
@@ -81,7 +82,7 @@ class SamplerComparison:
       extractor: block of a feature network; None compares the data themselves, of at
         most 1,024 dimensions.
       groups: of the jackknife behind the intervals of `frechet`, each of which costs
-        one more distance; 0 is without intervals.
+        one more distance; 0 is without intervals, and so are more than 512 features.
       every: steps between evaluations; 0 is at the end only.
     """
 
@@ -337,7 +338,8 @@ class _Judge:
         value = self._distance(total := moments.of_rows(rows))
         found, intervals = {"frechet": value}, {}
         # Without a group at least 2 samples must be left for a covariance.
-        if self._groups and len(rows) >= max(self._groups, 4):
+        enough = len(rows) >= max(self._groups, 4)
+        if self._groups and enough and rows.shape[1] <= _MAX_JACKKNIFE:
             parts = metrics_base.group_moments(rows, self._groups)
             rest = [self._distance(moments.without(total, part)) for part in parts]
             intervals["frechet"] = metrics_base.jackknife(value, rest)

@@ -1,11 +1,13 @@
 """Statistics of features in a file: those that others publish, and our own.
 
-An .npz file with `mu` `[d]` and `sigma` `[d, d]`, as pytorch-fid, torch-fidelity,
-clean-fid and the evaluator of ADM write and read them; ADM's also have `mu_s` and
-`sigma_s` of the spatial features. Ours have besides `num`, the number of examples, and
-`about`, JSON with the `fingerprint` of the network, so that statistics of another
-network are refused. A file of others says nothing about its network: what it was
-computed with is up to who gives it.
+An .npz file with `mu` `[d]` and `sigma` `[d, d]`, as pytorch-fid, clean-fid and the
+evaluator of ADM write or read them; ADM's also have `mu_s` and `sigma_s` of the spatial
+features. (torch-fidelity keeps its own in pickled .pt files, which are not read.)
+
+Ours have besides `num`, the number of examples, and `about`, JSON with the
+`fingerprint` of the network, so that statistics of another network are refused. A file
+of others says nothing about its network: what it was computed with is up to who gives
+it.
 """
 
 from __future__ import annotations

@@ -115,7 +115,12 @@ def convert(arrays: weights.Arrays) -> weights.Arrays:
 
     Raises:
       KeyError: one is missing.
+      ValueError: these are torchvision's weights, for which all names are the same.
     """
+    if "fc.weight" in arrays and len(arrays["fc.weight"]) == 1000:
+        raise ValueError(
+            "it is torchvision's Inception, of 1000 classes instead of 1008"
+        )
     read = _from_graph if "conv/conv2d_params" in arrays else _from_torch
     params = {}
     for name, graph_name in layers().items():
@@ -303,7 +308,8 @@ def _legacy_pytorch(params: Params, x: Array) -> dict[str, Array]:
     return apply(params, resize.half_pixel_bilinear(x, _SIZE, _SIZE) / 127.5 - 1)
 
 
-_RESIZES: dict[str, Callable[[Params, Array], dict[str, Array]]] = {
+# From uint8 (clean: float32) RGB in [0, 255] to the outputs, by the word of `resize`.
+APPLY: dict[str, Callable[[Params, Array], dict[str, Array]]] = {
     "legacy_tf": _legacy_tf,
     "clean": _clean,
     "legacy_pytorch": _legacy_pytorch,
@@ -338,9 +344,9 @@ class Inception:
     outputs = ("features", "logits", "spatial")
 
     def __post_init__(self):
-        if self.resize not in _RESIZES:
+        if self.resize not in APPLY:
             raise ValueError(
-                f"resize: must be one of {', '.join(_RESIZES)}, got '{self.resize}'."
+                f"resize: must be one of {', '.join(APPLY)}, got '{self.resize}'."
             )
 
     def check(self, spec: DataSpec) -> None:
@@ -358,4 +364,4 @@ class Inception:
             "quantization": "round((x+1)*127.5) to uint8",
         }
         prepare = _prepare_clean if self.resize == "clean" else _prepare
-        return base.Network(params, _RESIZES[self.resize], prepare, about)
+        return base.Network(params, APPLY[self.resize], prepare, about)

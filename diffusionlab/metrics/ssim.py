@@ -8,7 +8,8 @@ pixels, standard deviation 1.5, and values that span R
 
 averaged over the places where the whole window lies in the image, and over channels.
 That is scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False, data_range=2)`.
+use_sample_covariance=False, data_range=2)`. torchmetrics 1.9 averages over all places
+of the image continued by reflection: another number.
 
 Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural
 similarity", equation 13.

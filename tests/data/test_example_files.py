@@ -62,10 +62,24 @@ def test_videos_and_points_are_examples_too(write):
     np.testing.assert_array_equal(source.__getitems__([0, 1])["x"], points)
 
 
-def test_rounding_beyond_one_is_clipped(write):
-    x = np.array([1.0009, -1.0009, 0.3])[:, None, None, None]
+def test_rounding_beyond_one_is_let_through(write):
+    x = np.array([1.0009, -1.0009, 0.3], np.float32)[:, None, None, None]
     found = ExampleFiles(path=write(x=x)).__getitems__(np.arange(3))["x"]
-    assert found.ravel().tolist() == [1, -1, np.float32(0.3)]
+    np.testing.assert_array_equal(found, x)
+
+
+def test_range_says_what_black_and_white_are(write):
+    x = (FLOATS + 1) / 2
+    source = ExampleFiles(path=write(x=x, range=[0, 1]))
+    # Two roundings of numbers up to 1.
+    np.testing.assert_allclose(
+        source.__getitems__(np.arange(6))["x"], FLOATS, atol=2e-7
+    )
+    beyond = (1.5 * FLOATS).astype(np.float32)
+    source = ExampleFiles(path=write(x=beyond, range=[-1, 1]))
+    np.testing.assert_array_equal(source.__getitems__(np.arange(6))["x"], beyond)
+    version = source.version
+    assert ExampleFiles(path=write(x=beyond, range=[-2, 2])).version != version
 
 
 @pytest.mark.parametrize(
@@ -73,7 +87,7 @@ def test_rounding_beyond_one_is_clipped(write):
     [
         (dict(x=FLOATS * 1.1), "floats have to be in [-1, 1]; of pixels in [0, 255]"),
         (dict(x=PIXELS.astype(np.float32)), "lie in [0, 255]"),
-        (dict(x=PIXELS / 255), "black may be 0 or -1; write uint8"),
+        (dict(x=PIXELS / 255), "black may be 0 or -1; write the array range=[0, 1] or"),
         (dict(x=PIXELS.astype(np.int64)), "is int64; write uint8"),
         (dict(x=np.moveaxis(PIXELS, 3, 1)),
          "channels come second, and last here; write x.transpose(0, 2, 3, 1)"),
@@ -85,6 +99,13 @@ def test_rounding_beyond_one_is_clipped(write):
         (dict(x=PIXELS, label=np.zeros(6)), "'label' of"),
         (dict(arr_0=PIXELS, arr_1=np.zeros(5, int)), "'arr_1' of"),
         (dict(x=PIXELS, label=np.array([-1] * 6)), "negative classes"),
+        (dict(x=FLOATS, range=[1, -1]), "is [1, -1], expected [black, white]"),
+        (dict(x=FLOATS, range=[0.0]), "expected [black, white]"),
+        (dict(x=FLOATS, range=1.0), "expected [black, white]"),
+        (dict(x=FLOATS, range=["a", "b"]), "expected [black, white]"),
+        (dict(x=np.float32(1), label=np.zeros(1, int)), "has shape [], expected"),
+        (dict(x=FLOATS, range=[0, np.nan]), "expected [black, white]"),
+        (dict(x=PIXELS, range=[0, 1]), "is for floats, and the examples are uint8"),
         (dict(y=PIXELS), "has no array 'x' or 'arr_0'; it has y."),
         (dict(mu=np.ones(2), sigma=np.eye(2)), "which can be a reference only"),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffusionlab import samplers
+from diffusionlab.evals import sampler_comparison
 from diffusionlab.evals.sampler_comparison import SamplerComparison
 from diffusionlab.features import pixels
 from diffusionlab.processes.gaussian import Gaussian
@@ -124,6 +125,21 @@ def test_a_shift_is_the_distance_of_the_data_and_the_square_of_features(
     )
     without = dataclasses.replace(evaluator, groups=0)(shifted(context))
     assert without.numbers == result.numbers and not without.intervals
+
+
+def test_many_features_and_few_samples_have_no_interval(context, monkeypatch):
+    evaluator = SamplerComparison(
+        samplers=(Ddim(num_steps=1),), num_evaluations=(2,), num_samples=40
+    )
+
+    def found(groups):
+        again = dataclasses.replace(evaluator, groups=groups)
+        return set(again(shifted(context)).intervals)
+
+    assert found(10) == {"ddim/2/frechet", "real/frechet"}
+    assert not found(50)
+    monkeypatch.setattr(sampler_comparison, "_MAX_JACKKNIFE", 1)
+    assert not found(10)
 
 
 def test_more_evaluations_are_better_and_real_data_best(exact_context, capsys):

@@ -8,6 +8,8 @@ returns; for 'clean' the picture was resized by clean-fid 0.1.35, and for
 """
 
 import functools
+import hashlib
+import json
 import pathlib
 
 import jax
@@ -192,15 +194,31 @@ def test_outputs_are_those_of_torch_fidelity(load, resize):
         np.testing.assert_allclose(found @ cosines, total, atol=1e-5 * scale)
 
 
-def test_table_has_every_layer_of_the_network():
+def test_layers_are_those_of_the_table_by_both_names():
     names = [name for name, *_ in shapes()]
     assert len(names) == len(set(names)) == 94
-    assert set(inception.layers()) == set(names)
-    graph = inception.layers().values()
-    assert len(set(graph)) == 94
-    assert inception.layers()["Mixed_7c.branch3x3dbl_3b"] == (
-        "mixed_10/tower_1/mixed/conv_1"
-    )
+    layers = inception.layers()
+    assert set(layers) == set(names) and len(set(layers.values())) == 94
+    for name, graph_name in {
+        "Conv2d_1a_3x3": "conv",
+        "Conv2d_4a_3x3": "conv_4",
+        "Mixed_5b.branch5x5_2": "mixed/tower/conv_1",
+        "Mixed_5c.branch_pool": "mixed_1/tower_2/conv",
+        "Mixed_5d.branch3x3dbl_3": "mixed_2/tower_1/conv_2",
+        "Mixed_6a.branch3x3": "mixed_3/conv",
+        "Mixed_6a.branch3x3dbl_3": "mixed_3/tower/conv_2",
+        "Mixed_6d.branch7x7_3": "mixed_6/tower/conv_2",
+        "Mixed_6e.branch7x7dbl_5": "mixed_7/tower_1/conv_4",
+        "Mixed_7a.branch3x3_2": "mixed_8/tower/conv_1",
+        "Mixed_7a.branch7x7x3_4": "mixed_8/tower_1/conv_3",
+        "Mixed_7b.branch3x3_2b": "mixed_9/tower/mixed/conv_1",
+        "Mixed_7c.branch3x3dbl_2": "mixed_10/tower_1/conv_1",
+        "Mixed_7c.branch3x3dbl_3a": "mixed_10/tower_1/mixed/conv",
+    }.items():
+        assert layers[name] == graph_name
+    # All 94 were compared with those of torch-fidelity's converter.
+    text = json.dumps(layers, sort_keys=True).encode()
+    assert hashlib.sha256(text).hexdigest()[:16] == "1faf468f003021b8"
 
 
 def test_full_size_outputs_have_the_published_shapes():
@@ -307,3 +325,10 @@ def test_weights_of_another_network_are_refused(tmp_path, state):
     message = str(caught.value)
     assert message.startswith("path: ") and "\n" not in message
     assert "'Mixed_7c.branch_pool.bn.bias'" in message
+
+
+def test_weights_of_torchvision_are_refused(state):
+    """Every name is the same, and the scores would be others."""
+    wrong = state | {"fc.weight": np.zeros((1000, 256), np.float32)}
+    with pytest.raises(ValueError, match="torchvision's Inception"):
+        inception.convert(wrong)

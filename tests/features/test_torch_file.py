@@ -175,6 +175,13 @@ def test_truncated_files_are_damaged(tmp_path, name):
             torch_file.read(path)
 
 
+def test_a_legacy_file_ends_with_its_last_storage(tmp_path):
+    path = write_legacy(tmp_path / "a.pth", mapping(x=tensor()))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="the file ends early"):
+        torch_file.read(path)
+
+
 @pytest.mark.parametrize("content", [b"hello, world\n", b"\x80\x02]q\x00.", b"I1\n."])
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "a.pth"

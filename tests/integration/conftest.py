@@ -14,7 +14,12 @@ from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.types import path_name
 
 # No pictures, no evaluators: what is about training needs none.
-BARE = ("logging.samples_every=0", "evals={}", "logging.tensorboard=False")
+BARE = (
+    "logging.samples_every=0",
+    "evals={}",
+    "checkpoint.best=''",
+    "logging.tensorboard=False",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,16 @@ def _seconds(done):
 
 @pytest.fixture
 def start(program, root, tmp_path):
-    """`start(name, cache)`: a run with pictures and evaluators in a fresh process."""
+    """`start(name, cache, *flags)`: in a fresh process."""
 
-    def run(name, cache):
+    def run(name, cache, *more):
         config = f"{root}/configs/mixture/denoising.py:smoke"
         words = [f"--config={config}", f"--workdir={tmp_path / name}"]
         return program(
             *words,
+            *more,
             f"--compilation_cache={cache}",
+            optimised=True,
             env={"JAX_LOG_COMPILES": "0", "JAX_COMPILATION_CACHE_DIR": ""},
         )
 
@@ -42,6 +44,6 @@ def test_a_second_start_compiles_nothing(start, tmp_path):
 
 def test_off_writes_nothing(start, tmp_path):
     cache = tmp_path / "off"
-    start("run", "off")
+    start("run", "off", "--config.evals={}", "--config.logging.samples_every=0")
     assert not cache.exists()
     assert not (tmp_path / "run" / "off").exists()

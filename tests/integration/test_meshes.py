@@ -1,10 +1,12 @@
 """One run on several meshes; checkpoints go from one to another, whole and in part."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from diffusionlab import compiled, experiment, restore, settings, sharding, train
+from diffusionlab import compiled, experiment, inference, settings, sharding, train
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 
@@ -69,31 +71,35 @@ def test_losses_do_not_depend_on_the_mesh(alone, spread, rows):
     _assert_close(rows(alone), rows(spread[1]))
 
 
+def _half(folder, copy):
+    """The run as it was after its save at step 5."""
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "10")
+    (copy / "result.json").unlink()
+    return copy
+
+
 def test_a_checkpoint_of_one_device_goes_on_elsewhere(
-    alone, spread, rows, smoke, tmp_path, monkeypatch, one_device
+    alone, spread, rows, tmp_path, capsys
 ):
-    config, folder = spread
-    half = {**config, "train": {**config["train"], "num_steps": 5}}
-    with monkeypatch.context() as patch:
-        one_device(patch)
-        assert train.train(half, tmp_path / "run") == train.DONE
-    assert train.train(config, tmp_path / "run") == train.DONE
-    _assert_close(rows(alone), [r for r in rows(tmp_path / "run")])
+    config, _ = spread
+    assert train.train(config, _half(alone, tmp_path / "run")) == train.DONE
+    assert "resumed from step 5" in capsys.readouterr().out
+    _assert_close(rows(alone), rows(tmp_path / "run"))
 
 
 def test_a_checkpoint_of_a_mesh_goes_on_with_one_device(
-    alone, spread, rows, contents, tmp_path, monkeypatch, one_device
+    alone, spread, rows, contents, tmp_path, monkeypatch, one_device, capsys
 ):
     config, folder = spread
-    half = {**config, "train": {**config["train"], "num_steps": 5}}
-    assert train.train(half, tmp_path / "run") == train.DONE
-    saved = contents(config, tmp_path / "run", 5)
+    saved = contents(config, _half(folder, tmp_path / "run"), 5)
     one_device(monkeypatch)
     restored = contents(config, tmp_path / "run", 5)
     for name, value in saved.items():
         np.testing.assert_array_equal(restored[name], value, err_msg=name)
     assert train.train(config, tmp_path / "run") == train.DONE
-    _assert_close(rows(alone), [r for r in rows(tmp_path / "run")])
+    assert "resumed from step 5" in capsys.readouterr().out
+    _assert_close(rows(alone), rows(tmp_path / "run"))
 
 
 def test_state_bytes_fall_with_fsdp(smoke):
@@ -130,7 +136,7 @@ def test_one_average_is_restored_alone(smoke, tmp_path):
             return restore_part(step, part)
 
         checkpoints.restore_part = note
-        found = restore.restore(built, checkpoints, 10, "long", mesh)
+        found = inference.restore(built, checkpoints, 10, "long", mesh)
     assert [list(part) for part in asked] == [["ema"]]
     assert list(asked[0]["ema"]) == ["long"]
     for a, b in zip(

@@ -41,19 +41,25 @@ def plugins(tmp_path):
     return folder
 
 
-def test_a_sampler_of_mine_trains_and_samples(program, root, plugins, tmp_path):
+def test_a_sampler_of_mine_trains_and_samples(
+    program, programs, root, plugins, tmp_path
+):
     run = tmp_path / "run"
     block = "{'name': 'my_sampler:MySampler', 'num_steps': 4, 'shift': 100.0}"
     named = [f"--plugins={plugins}", f"--config.sampler={block}"]
     config = f"--config={root}/configs/mixture/denoising.py:smoke"
-    program(config, f"--workdir={run}", *named)
-    assert (run / "samples" / "step_00000010.png").is_file()
+    theirs = "--config.sampler={'name': 'ddim', 'num_steps': 4}"
     # The run knows its sampler; where its file lies, the flag has to say again.
     words = [f"--workdir={run}", "--mode=sample", "--num_samples=8"]
-    program(*words, f"--plugins={plugins}", f"--out={tmp_path / 'mine_out'}")
+    programs(
+        [
+            [config, f"--workdir={run}", *named],
+            [*words, named[0], f"--out={tmp_path / 'mine_out'}"],
+            [*words, named[0], f"--out={tmp_path / 'out'}", theirs],
+        ]
+    )
+    assert (run / "samples" / "step_00000010.png").is_file()
     found = np.load(tmp_path / "mine_out" / "samples.npz")["x"]
-    theirs = "--config.sampler={'name': 'ddim', 'num_steps': 4}"
-    program(*words, f"--plugins={plugins}", f"--out={tmp_path / 'out'}", theirs)
     ddim = np.load(tmp_path / "out" / "samples.npz")["x"]
     np.testing.assert_allclose(found, ddim + 100, rtol=1e-6)
 

@@ -63,7 +63,8 @@ def test_distances_of_rows_are_those_of_moments():
     a, b, _ = feature_sets.golden()
     assert frechet.distance_of_rows(a, b) == pytest.approx(FD, abs=1e-9)
     few = frechet.distance_of_rows(a[:20], b)
-    assert few == pytest.approx(distance(a[:20], b), rel=1e-9)
+    # As above, for the 13 eigenvalues that are 0.
+    assert few == pytest.approx(distance(a[:20], b), abs=13 * 2e-7)
 
 
 def test_bias_is_that_of_equation_3():
@@ -98,8 +99,9 @@ def test_interval_of_the_jackknife_covers_the_expectation():
 
 def test_metric_has_number_interval_and_notes():
     a, b, _ = feature_sets.golden()
-    sets = feature_sets.Arrays(features=b, spatial=b), feature_sets.reference(
-        a, spatial=a
+    sets = (
+        feature_sets.Arrays(features=b, spatial=b),
+        feature_sets.reference(a, spatial=a),
     )
     for metric, name in (
         (frechet.Frechet(), "frechet"),

@@ -52,12 +52,10 @@ def network():
     return random_network()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["zip", "legacy"])
-def path(request, network, tmp_path_factory):
-    """The state of the network, in both formats of torch."""
+@pytest.fixture(scope="module")
+def path(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "random.pth"
-    zipped = request.param
-    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    torch.save(network.state_dict(), path)
     return path
 
 
@@ -99,9 +97,12 @@ def load(path, tmp_path, **keywords):
     return inception.Inception(path=str(path), **keywords).load(room)
 
 
-def test_state_files_are_read_exactly(path, network):
-    arrays, _ = weights.read(str(path))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_state_files_are_read_exactly(network, tmp_path, zipped):
+    path = tmp_path / "state.pth"
     state = network.state_dict()
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    arrays, _ = weights.read(str(path))
     assert arrays.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(arrays[name], value.numpy(), err_msg=name)
@@ -163,8 +164,8 @@ def test_bilinear_resizes_are_those_of_the_peers(size, out):
     z = torch.tensor(x.transpose(0, 3, 1, 2).copy()).float()
     tf1 = peer_resize.interpolate_bilinear_2d_like_tensorflow1x
     expected = tf1(z, size=out, align_corners=False).permute(0, 2, 3, 1).numpy()
-    # Positions of float32 differ by their last digit: 3e-5 pixels of at most 255.
-    np.testing.assert_allclose(resize.tf1_bilinear(x, *out), expected, atol=1e-2)
+    # A few roundings of values up to 255, each of at most 1.5e-5; 5e-5 was seen.
+    np.testing.assert_allclose(resize.tf1_bilinear(x, *out), expected, atol=2e-4)
     expected = torch.nn.functional.interpolate(z, size=out, mode="bilinear")
     expected = expected.permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(resize.half_pixel_bilinear(x, *out), expected, atol=1e-2)
+    np.testing.assert_allclose(resize.half_pixel_bilinear(x, *out), expected, atol=2e-4)
