@@ -2,7 +2,8 @@
 
 The Frechet distance against `scipy.linalg.sqrtm` of the product of the covariances, and
 precision, recall, density and coverage against the package `prdc`. Runs alternate in
-one process, and the answers are compared first.
+one process, and the answers are compared first. On a machine that does other work, set
+OPENBLAS_NUM_THREADS=1: threads that wait for each other say nothing about the work.
 
   python benchmarks/metrics.py [--rounds=3] [--only=frechet,prdc]
 """

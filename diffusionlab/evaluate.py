@@ -71,6 +71,8 @@ class Evaluation:
             result = self._experiment.evals[label](context)
             if multihost.is_main():
                 self._write(stem, label, variants.get(label, ""), step, about, result)
+                if said := warnings_of(result):
+                    print(f"{label}:{said}", flush=True)
             # The others may still read what lies there.
             multihost.barrier(f"end of {label}", self._timeout)
             if multihost.is_main():
@@ -219,6 +221,12 @@ def table(
         ).rstrip()
         for line in lines
     )
+
+
+def warnings_of(result: EvalResult) -> str:
+    """What may be wrong with the numbers, a line each; '' if nothing."""
+    found = {k: v for k, v in result.notes.items() if k.startswith("warning")}
+    return "".join(f"\n  {name}: {text}" for name, text in found.items())
 
 
 def _real(name: str) -> str:

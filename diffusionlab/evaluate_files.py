@@ -29,6 +29,7 @@ from diffusionlab import (
     sharding,
     workdir,
 )
+from diffusionlab.evals import feature_store
 from diffusionlab.file_inputs import Reference, Samples, about_files, open_files
 from diffusionlab.types import DataSpec, EvalContext, EvalResult, Source
 
@@ -87,6 +88,7 @@ def run(
         print(f"{len(source):,} samples in {samples} against {reference}")
         print("".join(f"note: {note}\n" for note in notes.values() if note), end="")
     apply = inference.make_apply(mesh, _TIMEOUT)
+    classes = feature_store.class_names(drawn.spec)
     with jax.set_mesh(mesh):
         for label, evaluator in evaluators.items():
             scratch = out / f".unfinished_{label}_{_short(blocks[label])}"
@@ -99,11 +101,10 @@ def run(
                 continue
             multihost.barrier(f"end of {label}", _TIMEOUT)
             if multihost.is_main():
-                _write(out, label, blocks[label], result, notes)
+                _write(out, label, blocks[label], result, notes, classes)
                 shutil.rmtree(scratch, ignore_errors=True)
                 table = evaluate.table(result.numbers, result.intervals)
-                warning = result.notes.get("warning")
-                said = f"\n  warning: {warning}" if warning else ""
+                said = evaluate.warnings_of(result)
                 print(f"{label}:\n{table}{said}", flush=True)
     _check_some_are_left(evals, skipped)
     if multihost.is_main():
@@ -257,7 +258,7 @@ def _but_path(record: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in record.items() if k != "path"}))
 
 
-def _write(out: pathlib.Path, label: str, block, result: EvalResult, notes) -> None:
+def _write(out, label: str, block, result: EvalResult, notes, class_names) -> None:
     names = []
     for name, picture in result.pictures.items():
         pictures.save_png(out / "evals" / f"{label}_{name}.png", picture)
@@ -271,6 +272,7 @@ def _write(out: pathlib.Path, label: str, block, result: EvalResult, notes) -> N
         "intervals": result.intervals,
         "notes": {**result.notes, **about},
         "provenance": result.provenance,
+        "class_names": class_names,
         "pictures": names,
     }
     workdir.write_json(out / "evals" / f"{label}.json", record)

@@ -70,7 +70,7 @@ def _page(workdir: pathlib.Path) -> str:
     sections = [
         ("Evaluation", _evaluations(others, workdir, budget)),
         ("Quality against steps", _evaluations(compared, workdir, budget)),
-        ("Samples over time", _slider(grids, budget)),
+        ("Samples over time" if len(grids) > 1 else "Samples", _slider(grids, budget)),
         ("Loss by noise level", _canvas("levels", levels)),
         ("Curves", _canvas("charts", charts)),
         ("Config", _tree(config) if config else ""),

@@ -149,6 +149,8 @@ def _part_file(out: pathlib.Path, start: int) -> pathlib.Path:
 
 def _write_npz(file: pathlib.Path, x, labels, experiment) -> None:
     arrays = {"x": x} | ({"label": labels} if experiment.spec.num_classes else {})
+    # Data lie in [-1, 1], samples may lie beyond: whoever reads them has to know.
+    arrays["range"] = np.float32([-1, 1])
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
     np.savez(temporary, **arrays)
     os.replace(temporary, file)

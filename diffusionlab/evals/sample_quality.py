@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusionlab import types
+from diffusionlab import multihost, types
 from diffusionlab.evals import feature_store, reference, statistics_file
 from diffusionlab.features.base import Network
 from diffusionlab.metrics import frechet, kernel, neighbours
@@ -41,6 +41,8 @@ class SampleQuality:
         `sigma`, for metrics that need no more.
       num_reference: examples of the reference at most, evenly spaced; 0 is all.
       baseline: 'train' or 'test' data that stand in for samples; '' is none.
+      save_reference: an .npz file to write, with `mu`, `sigma` and `num` of the
+        reference's features, as other programs read them; '' is none.
       sobol: draw the initial noise from a scrambled Sobol sequence; deterministic
         samplers only.
       every: steps between evaluations; 0 is at the end only.
@@ -52,6 +54,7 @@ class SampleQuality:
     reference: str = "train"
     num_reference: int = 0
     baseline: str = ""
+    save_reference: str = ""
     sobol: bool = False
     every: int = 0
 
@@ -107,6 +110,9 @@ class SampleQuality:
         network = self.extractor.load(context.room)
         outputs = sorted({name for m in self._metrics() for name in m.needs})
         against = self._reference(context, network, outputs)
+        if self.save_reference:
+            save = functools.partial(self._save, against, network, outputs)
+            multihost.on_main("write statistics", save, context.room.timeout)
         samples = self._samples(context, network, outputs)
         result = _measure(self._metrics(), samples, against)
         if self.baseline:
@@ -165,6 +171,27 @@ class SampleQuality:
             return self._of_split(context, self.reference, network, outputs)
         return statistics_file.read(self.reference, network)
 
+    def _save(self, against: Features, network: Network, outputs) -> None:
+        """Writes the statistics of the reference; the same ones may be there already.
+
+        Raises:
+          ValueError: other statistics are there.
+        """
+        about = {
+            "reference": _about(against),
+            "network": network.about,
+            "fingerprint": network.fingerprint,
+        }
+        kept = [name for name in outputs if name in statistics_file.OUTPUTS]
+        path = pathlib.Path(self.save_reference)
+        if not path.exists():
+            statistics_file.write(path, against, about, kept)
+        elif statistics_file.read(path).about != about:
+            raise ValueError(
+                f"save_reference: '{path}' holds other statistics; give the name of a "
+                "new file."
+            )
+
     def _of_split(self, context, split: str, network: Network, outputs):
         source = context.train if split == "train" else context.test
         return reference.of_source(
@@ -177,7 +204,9 @@ def _measure(metrics, samples: Features, against: Features) -> types.EvalResult:
     for metric in metrics:
         found = metric(samples, against)
         total.numbers.update(found.numbers)
-        total.notes.update(found.notes)
+        first = next(iter(found.numbers))
+        for name, text in found.notes.items():
+            total.notes[f"warning: {first}" if name == "warning" else name] = text
         total.pictures.update(found.pictures)
         total.intervals.update(found.intervals)
     return total
@@ -190,7 +219,8 @@ def _real(name: str) -> str:
 
 
 def _about(features: Features) -> Mapping[str, Any]:
-    known = {"name": features.name, "num": features.num}
+    num = features.num if np.isfinite(features.num) else None
+    known = {"name": features.name, "num": num}
     if digest := getattr(features, "digest", None):
         known["sha256"] = digest
     return known

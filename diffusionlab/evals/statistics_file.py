@@ -30,6 +30,9 @@ from diffusionlab.metrics.base import Features
 _NAMES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 _SYMMETRY = 1e-4  # of the largest variance; sums in float32 stay well below
 
+OUTPUTS = tuple(_NAMES)
+"""Of a network, those that have a place in such a file."""
+
 
 class Known(NamedTuple):
     """Moments of which the number of rows may not be known; see `moments.Moments`.

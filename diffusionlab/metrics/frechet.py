@@ -200,8 +200,9 @@ def _measured(name, output, samples, reference, groups) -> EvalResult:
 
 def about(a: Moments, b: Moments) -> str:
     """Returns what a distance was computed from, for the notes."""
+    known = f"{b.num}" if np.isfinite(b.num) else "an unknown number of"
     return (
-        f"{a.num} samples against {b.num} examples, {len(a.mean)} features, covariance "
+        f"{a.num} samples against {known} examples, {len(a.mean)} features, covariance "
         "with divisor N - 1"
     )
 

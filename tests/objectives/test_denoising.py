@@ -106,29 +106,41 @@ def test_loss_is_binned_by_logsnr_and_clipped():
     np.testing.assert_array_equal(sums, [3, 0, 0, 0, 3, 4, 0, 0, 0, 18])
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("block", SCHEDULES, ids=lambda block: block["name"])
-def test_every_loss_and_its_gradient_are_finite_at_both_ends_of_time(prediction, block):
-    """Under every weighting at once."""
+def test_every_loss_and_its_gradient_are_finite_at_both_ends_of_time(block):
+    """Of every prediction, under every weighting: one program, `[P, W, 2]`."""
     schedule = registry.build("schedule", block, "config.schedule")
-    process = Gaussian(schedule=schedule, prediction=prediction, scale_input=True)
+    of = dict(schedule=schedule, scale_input=True)
+    processes = [Gaussian(prediction=prediction, **of) for prediction in PREDICTIONS]
     t = jnp.array([0.0, 1.0])
     x = jnp.ones((2, 3), jnp.bfloat16)
     eps = 2 * x
 
-    @jax.jit
-    def losses(raw):
+    def losses(process, raw):
         error = denoising_error(process, x, eps, raw, t)
         return jnp.stack([weighting(schedule, t) * error for weighting in WEIGHTINGS])
 
-    found = losses(jnp.zeros((2, 3), jnp.bfloat16))
-    assert found.dtype == jnp.float32 and np.all(np.isfinite(found))
-    slopes = jax.jit(jax.jacrev(losses))(jnp.zeros((2, 3)))
-    assert np.all(np.isfinite(slopes)) and np.any(np.asarray(slopes) != 0)
-    target = process.target(x, eps, t)
+    @jax.jit
+    def of_all(raw):
+        pairs = zip(processes, raw, strict=True)
+        return jnp.stack([losses(process, each) for process, each in pairs])
+
+    @jax.jit
+    def slopes_of_all(raw):
+        pairs = zip(processes, raw, strict=True)
+        return jnp.stack(
+            [jax.jacrev(losses, argnums=1)(process, each) for process, each in pairs]
+        )
+
+    start = jnp.zeros((len(PREDICTIONS), 2, 3))
+    found = of_all(start.astype(jnp.bfloat16))
+    assert found.dtype == jnp.float32 and np.all(np.isfinite(found)), found
+    slopes = np.asarray(slopes_of_all(start)).reshape(len(PREDICTIONS), -1)
+    assert np.all(np.isfinite(slopes)) and np.all(np.any(slopes != 0, axis=1))
+    target = jnp.stack([process.target(x, eps, t) for process in processes])
     # The compiled loss may round its own target otherwise than the eager one.
-    size = losses(target + 1e-6 * (1 + jnp.abs(target)))
-    assert np.all(np.asarray(losses(target)) <= size)
+    size = of_all(target + 1e-6 * (1 + jnp.abs(target)))
+    assert np.all(np.asarray(of_all(target)) <= size)
 
 
 @pytest.mark.parametrize("as_uniform", [True, False])
