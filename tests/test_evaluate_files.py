@@ -90,7 +90,8 @@ def test_fewer_samples_than_asked_for_are_all_and_that_is_said(
     )
     found = json.loads((out / "evaluation.json").read_text())["evals"]["quality"]
     assert found["provenance"]["samples"]["num"] == 20
-    assert f"warning: {found['notes']['warning']}" in capsys.readouterr().out
+    said = found["notes"]["warning: frechet"]
+    assert f"warning: frechet: {said}" in capsys.readouterr().out
 
 
 def test_published_statistics_are_a_reference(samples, tmp_path, digits):

@@ -26,14 +26,11 @@ def test_profile_covers_its_window_also_at_the_ends_of_a_run(run, first, count):
     assert list(folder.glob("profile/**/*.xplane.pb"))
 
 
-def test_no_profile_unless_asked(run):
-    assert not (run() / "profile").exists()
-
-
-def test_tensorboard_has_the_config_of_the_run(run):
+def test_tensorboard_has_the_config_of_the_run_and_no_profile_unless_asked(run):
     from tensorboard.backend.event_processing import event_accumulator
 
     folder = run()
+    assert not (folder / "profile").exists()
     events = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     (tag,) = [t for t in events.Tags()["tensors"] if t.startswith("config")]

@@ -38,7 +38,7 @@ class Stored:
       folder: of the store.
       name: of the set, for messages.
       class_names: of the labels.
-      examples: `examples(indices) -> x` float32 in [-1, 1], where they can be had again.
+      examples: `examples(indices) -> x` float32 in [-1, 1], if they can be had again.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ class Room(NamedTuple):
 
 
 def cache_folder() -> pathlib.Path:
-    """Where what is computed once is kept: of the environment, or in the home folder."""
+    """Returns where what is computed once is kept: as the environment says, or at home."""
     given = os.environ.get("DIFFUSIONLAB_CACHE")
     return pathlib.Path(given or pathlib.Path.home() / ".cache" / "diffusionlab")
 

@@ -1,8 +1,9 @@
 """A small classifier of scikit-learn's digits: features that need no file.
 
 It is trained on first use, in seconds, and kept: on all digits, so that those a run is
-trained on and those it holds out are alike to it. Rounding differs between machines, and
-so do its weights, in the last digits; their hash is in the provenance of every number.
+trained on and those it holds out are alike to it. Rounding differs between machines,
+and so do its weights, in the last digits; their hash is in the provenance of every
+number.
 """
 
 from __future__ import annotations

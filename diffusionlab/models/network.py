@@ -47,8 +47,8 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
         if "features" not in state.get(FEATURES, {}):
             raise ValueError(
                 f"name: the network {type(module).__name__} names no features; one "
-                "that does calls `self.sow('intermediates', 'features', h)` before its last "
-                "layer, as 'classifier' does."
+                "that does calls `self.sow('intermediates', 'features', h)` before "
+                "its last layer, as 'classifier' does."
             )
         (found,) = state[FEATURES]["features"]
         return raw.astype(jnp.float32), found.astype(jnp.float32)

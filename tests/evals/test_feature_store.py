@@ -12,6 +12,7 @@ from diffusionlab.types import DataSpec
 
 X = np.random.default_rng(0).normal(size=(23, 3, 2)).astype(np.float32)
 LABEL = np.arange(23, dtype=np.int32) % 4
+NUM = len(X)
 
 
 def twice(params, x):
@@ -28,7 +29,7 @@ def apply(function, params, x):
     return jax.device_get(function(params, x))
 
 
-def batches(size, stop=len(X), label=True, asked=None):
+def batches(size, stop=NUM, label=True, asked=None):
     def run(start):
         if asked is not None:
             asked.append(start)
@@ -39,7 +40,7 @@ def batches(size, stop=len(X), label=True, asked=None):
     return run
 
 
-def fill(folder, chosen, num=len(X), outputs=("features", "logits"), identity="a"):
+def fill(folder, chosen, num=NUM, outputs=("features", "logits"), identity="a"):
     feature_store.fill(
         folder,
         chosen,

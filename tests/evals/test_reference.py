@@ -40,7 +40,7 @@ def network(weights="w"):
 
 @pytest.fixture
 def features(tmp_path):
-    """`features(source, network, limit)` in a cache of its own; CALLS counts batches."""
+    """`features(source, network, limit)` in its own cache; CALLS counts batches."""
     room = Room(tmp_path, None)
 
     def apply(function, params, x):

@@ -176,3 +176,21 @@ def test_samples_are_drawn_again_in_their_batches(context):
     evaluator = quality(num_samples=130)
     found = evaluator._again(context(drawn), [3, 129, 55, 3])
     np.testing.assert_array_equal(found, drawn[[3, 129, 55, 3]])
+
+
+def test_statistics_of_the_reference_are_written_once_and_read_again(context, tmp_path):
+    drawn, file = samples(400), str(tmp_path / "statistics.npz")
+    whole = quality(save_reference=file)(context(drawn))
+    again = quality(save_reference=file)(context(drawn))
+    assert again.numbers == whole.numbers
+    found = quality(reference=file)(context(drawn))
+    assert found.numbers["frechet"] == pytest.approx(whole.numbers["frechet"], rel=1e-9)
+    assert found.provenance["reference"]["name"] == file
+    with pytest.raises(ValueError, match="save_reference: .* holds other statistics"):
+        quality(save_reference=file, reference="train")(context(drawn))
+
+
+def test_warnings_of_several_metrics_are_all_kept(context):
+    few = quality(num_samples=4, metrics=(Frechet(groups=0), PrecisionRecall(k=1)))
+    notes = few(context(samples(4))).notes
+    assert "rank 3 at most" in notes["warning: frechet"]
