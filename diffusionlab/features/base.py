@@ -60,7 +60,7 @@ class Room(NamedTuple):
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns where what is computed once is kept: as the environment says, or at home."""
+    """Returns where what is computed once is kept: DIFFUSIONLAB_CACHE, or at home."""
     given = os.environ.get("DIFFUSIONLAB_CACHE")
     return pathlib.Path(given or pathlib.Path.home() / ".cache" / "diffusionlab")
 
