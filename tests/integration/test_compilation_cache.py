@@ -25,7 +25,13 @@ def start(program, root, tmp_path):
             *more,
             f"--compilation_cache={cache}",
             optimised=True,
-            env={"JAX_LOG_COMPILES": "0", "JAX_COMPILATION_CACHE_DIR": ""},
+            # A folder 'off', if one is made, is then in tmp_path.
+            cwd=tmp_path,
+            env={
+                "JAX_LOG_COMPILES": "0",
+                "JAX_COMPILATION_CACHE_DIR": "",
+                "PYTHONPATH": str(root),
+            },
         )
 
     return run
@@ -43,7 +49,6 @@ def test_a_second_start_compiles_nothing(start, tmp_path):
 
 
 def test_off_writes_nothing(start, tmp_path):
-    cache = tmp_path / "off"
     start("run", "off", "--config.evals={}", "--config.logging.samples_every=0")
-    assert not cache.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert not (tmp_path / "run" / "off").exists()

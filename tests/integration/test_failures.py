@@ -53,7 +53,7 @@ def _finish(command, root):
 def test_killed_in_the_middle_of_a_save(
     command, root, smoke, contents, same, rows, steps_of, tmp_path
 ):
-    overrides = ("train.num_steps=60", "logging.every=4", "checkpoint.every=3")
+    overrides = ("train.num_steps=30", "logging.every=4", "checkpoint.every=3")
     broken = tmp_path / "broken"
     kills = 0
     for _ in range(3):
@@ -73,15 +73,15 @@ def test_killed_in_the_middle_of_a_save(
         if kills and steps_of(broken):
             break
     assert kills, "no kill hit a save"
-    assert max(steps_of(broken), default=0) < 60
+    assert max(steps_of(broken), default=0) < 30
     _finish(command(broken, *overrides), root)
     assert not _unfinished(broken), "half a checkpoint was left lying"
 
     config = smoke("mixture", *overrides)
     assert train.train(config, tmp_path / "whole") == train.DONE
     assert rows(tmp_path / "whole") == rows(broken)
-    whole = contents(config, tmp_path / "whole", 60)
-    assert same(whole, contents(config, broken, 60))
+    whole = contents(config, tmp_path / "whole", 30)
+    assert same(whole, contents(config, broken, 30))
 
 
 def test_half_a_checkpoint_is_no_checkpoint_and_is_cleared_away(
