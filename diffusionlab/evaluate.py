@@ -21,6 +21,8 @@ from diffusionlab.evals import feature_store
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult, Sampler
 
+_MAX_KEPT = 2**28  # bytes of samples that evaluators share
+
 
 class Evaluation:
     """Compiled functions of one experiment, shared by its evaluators.
@@ -34,6 +36,7 @@ class Evaluation:
     def __init__(self, experiment: Experiment, mesh, folder: pathlib.Path):
         self._experiment, self._mesh, self._folder = experiment, mesh, folder
         self._draws = {}  # by sampler
+        self._kept: dict | None = None  # batches of samples, while evaluators run
         self._loss = inference.make_loss(experiment, mesh)
         self._predict = inference.make_plain_predict(experiment, mesh)
         self._compute = inference.make_compute(experiment, mesh)
@@ -62,7 +65,14 @@ class Evaluation:
         Returns:
           'eval/<label>/<name>' -> number, and -> interval of those that have one.
         """
-        numbers, intervals, variants = {}, {}, variants or {}
+        self._kept = {}
+        try:
+            return self._run(params, step, labels, ema, variants or {})
+        finally:
+            self._kept = None
+
+    def _run(self, params, step, labels, ema, variants):
+        numbers, intervals = {}, {}
         for label in labels:
             about = self._about(step, ema)
             stem = f"step_{step:08d}_{variants.get(label, '')}{label}"
@@ -125,10 +135,20 @@ class Evaluation:
             self._draws[sampler] = inference.make_draw(
                 self._experiment, self._mesh, sampler
             )
-        draw = self._draws[sampler]
+        draw = functools.partial(self._drawn, sampler)
         return inference.stream(
             self._experiment, self._mesh, draw, params, num, start, **options
         )
+
+    def _drawn(self, sampler, params, seed, indices, labels, *noise) -> np.ndarray:
+        """A batch; in one `run` the evaluators share it, up to a limit of memory."""
+        batch = sampler, int(indices[0]), len(indices), bool(noise)
+        if self._kept is None or batch not in self._kept:
+            x = self._draws[sampler](params, seed, indices, labels, *noise)
+            if self._kept is None or x.nbytes * (len(self._kept) + 1) > _MAX_KEPT:
+                return x
+            self._kept[batch] = x
+        return self._kept[batch]
 
     def _context(self, params, step, about, scratch) -> EvalContext:
         experiment, timeout = self._experiment, self._timeout

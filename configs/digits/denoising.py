@@ -53,9 +53,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         num_samples=1500,
         reference="test",
         baseline="train",
-        every=400,
+        every=600,
     )
-    config.checkpoint = dict(every=400, best="quality/frechet")
+    config.checkpoint = dict(every=600, best="quality/frechet")
     config.logging = dict(every=50, samples_every=400, num_samples=100)
     if variant == "smoke":
         common.shrink(config)

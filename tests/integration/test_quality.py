@@ -128,3 +128,30 @@ def test_a_classifier_of_this_program_gives_features(root, tmp_path):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             evaluated(digits, extractor={"name": "classifier", **extractor})
     assert workdir.saved_steps(digits) == [0]
+
+
+def test_evaluators_share_the_samples_that_they_have_in_common(solved, monkeypatch):
+    make, drawn = inference.make_draw, []
+
+    def counted(*args):
+        draw = make(*args)
+
+        def run(params, seed, indices, *rest):
+            drawn.append(int(indices[0]))
+            return draw(params, seed, indices, *rest)
+
+        return run
+
+    monkeypatch.setattr(inference, "make_draw", counted)
+    block = {"name": "sample_quality", "extractor": {"name": "pixels"}}
+    block |= {"metrics": [FRECHET], "reference": "test"}
+    evals = {"less": {**block, "num_samples": 30}, "more": {**block, "num_samples": 70}}
+    words = [f"--workdir={solved}", "--mode=eval", f"--config.evals={evals}"]
+    assert main.run(words) == 0
+    assert drawn == [0, 24, 48]
+    found = {
+        label: json.loads(next((solved / "evals").glob(f"*_{label}.json")).read_text())
+        for label in evals
+    }
+    alone = evaluated(solved, "alone", num_samples=70, metrics=[FRECHET])
+    assert found["more"]["provenance"]["samples"] == alone["provenance"]["samples"]
