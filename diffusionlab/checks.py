@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from diffusionlab import registry, settings
 from diffusionlab.guidance import base as guidance
 from diffusionlab.samplers.inverse import is_deterministic
 from diffusionlab.types import Sampler
+
+_MAX_SOBOL = 21201  # dimensions of scipy.stats.qmc.Sobol
 
 
 def check(experiment: Any) -> None:
@@ -82,6 +85,12 @@ def _check_evaluator(experiment: Any, evaluator: Any, path: str) -> None:
         raise FileNotFoundError(f"{path}.{error}") from None
     if getattr(evaluator, "needs_null_label", False):
         _check_null_label(experiment, path)
+    size = math.prod(experiment.spec.shape)
+    if getattr(evaluator, "sobol", False) and size > _MAX_SOBOL:
+        raise ValueError(
+            f"{path}.sobol: Sobol sequences have at most {_MAX_SOBOL} dimensions, and "
+            f"the data {size}; use sobol=False."
+        )
     if getattr(evaluator, "sobol", False) and not is_deterministic(
         experiment.sampler, experiment.process, experiment.spec.shape
     ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from diffusionlab import config as config_lib
 from diffusionlab import inference, machine, multihost, pictures, restore, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
-from diffusionlab.evals import feature_store
+from diffusionlab.evals import feature_store, scratch
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult, Sampler
 
@@ -73,32 +72,35 @@ class Evaluation:
 
     def _run(self, params, step, labels, ema, variants):
         numbers, intervals = {}, {}
+        about = self._about(params, step, ema) if labels else {}
         for label in labels:
-            about = self._about(step, ema)
-            stem = f"step_{step:08d}_{variants.get(label, '')}{label}"
-            scratch = self._scratch(stem, label, about)
-            context = self._context(params, step, about, scratch)
-            result = self._experiment.evals[label](context)
-            if multihost.is_main():
-                self._write(stem, label, variants.get(label, ""), step, about, result)
-                if said := warnings_of(result):
-                    print(f"{label}:{said}", flush=True)
-            # The others may still read what lies there.
-            multihost.barrier(f"end of {label}", self._timeout)
-            if multihost.is_main():
-                shutil.rmtree(scratch, ignore_errors=True)
+            variant = variants.get(label, "")
+            stem = f"step_{step:08d}_{variant}{label}"
+            unfinished = f".unfinished_{stem}_{short(about)}"
+            with scratch.own(self._folder / "evals" / unfinished, self._timeout) as own:
+                context = self._context(params, step, about, own)
+                try:
+                    result = self._experiment.evals[label](context)
+                except ValueError as error:
+                    raise ValueError(
+                        f"config.evals.{label}: at step {step}, {error}"
+                    ) from error
+                if multihost.is_main():
+                    self._write(stem, label, variant, step, about, result)
+            if multihost.is_main() and (said := warnings_of(result)):
+                print(f"{label}:{said}", flush=True)
             numbers |= {f"eval/{label}/{k}": v for k, v in result.numbers.items()}
             intervals |= {f"eval/{label}/{k}": v for k, v in result.intervals.items()}
         return numbers, intervals
 
-    def _about(self, step: int, ema: str) -> dict[str, Any]:
-        """Where samples come from."""
+    def _about(self, params, step: int, ema: str) -> dict[str, Any]:
+        """Where samples come from: what is the same gives the same samples."""
         references = self._experiment.references
         steps = restore.reference_steps(self._experiment)
         return {
-            "run": str(self._folder),
             "step": step,
             "ema": ema,
+            "weights": inference.digest(params),
             "seed": self._experiment.seed,
             "batch_size": self._experiment.logging.num_samples,
             **inference.sampler_record(self._experiment),
@@ -106,12 +108,6 @@ class Evaluation:
                 r.path: s for r, s in zip(references, steps, strict=True) if r
             },
         }
-
-    def _scratch(self, stem: str, label: str, about) -> pathlib.Path:
-        """The folder of an evaluation; another one under this name had other inputs."""
-        settings = self._experiment.config["evals"][label]
-        record = {k: v for k, v in about.items() if k != "run"} | {"block": settings}
-        return self._folder / "evals" / f".unfinished_{stem}_{_short(record)}"
 
     def draw_examples(
         self, params, num: int, sampler: Sampler | None = None
@@ -150,7 +146,7 @@ class Evaluation:
             self._kept[batch] = x
         return self._kept[batch]
 
-    def _context(self, params, step, about, scratch) -> EvalContext:
+    def _context(self, params, step, about, own) -> EvalContext:
         experiment, timeout = self._experiment, self._timeout
 
         def loss(batch, index):
@@ -181,8 +177,8 @@ class Evaluation:
             stream=functools.partial(self._stream, params),
             apply=self._apply,
             room=self._room,
-            scratch=scratch,
-            about=about,
+            scratch=own,
+            about={"run": str(self._folder), **about},
         )
 
     def _write(
@@ -296,7 +292,7 @@ def evaluate(
     if any(own.get(k) != v for k, v in record.items()):
         # Another sampler than the run's own: its results lie beside, not in the place
         # of, those of the run.
-        variant += f"sampler-{_short(record)}_"
+        variant += f"sampler-{short(record)}_"
     variants = {
         label: variant + _changed(folder, variant, label, block, own)
         for label, block in experiment.config["evals"].items()
@@ -333,7 +329,7 @@ def evaluate(
         done.add(chosen)
 
 
-def _short(record: Mapping[str, Any]) -> str:
+def short(record: Mapping[str, Any]) -> str:
     """A short name of JSON."""
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
 
@@ -354,7 +350,7 @@ def _changed(folder, variant, label, block, own) -> str:
     what, theirs = (
         {k: v for k, v in (b or {}).items() if k != "every"} for b in (block, first)
     )
-    return "" if first is None or what == theirs else f"settings-{_short(what)}_"
+    return "" if first is None or what == theirs else f"settings-{short(what)}_"
 
 
 def chosen_step(checkpoints: Checkpoints, step: int | None) -> int:

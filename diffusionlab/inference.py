@@ -315,13 +315,14 @@ def make_room(mesh, timeout: float) -> Room:
             raise ValueError(
                 f"step: no checkpoint of step {step} in '{folder}'; there are: {steps}."
             )
-        chosen = multihost.all_of("which classifier", step or steps[-1], timeout)[0]
+        newest = steps[-1] if step is None else step
+        chosen = multihost.all_of("which classifier", newest, timeout)[0]
         average = restore.default_ema(built)
         params = restore.restore(built, checkpoints, chosen, average, mesh)
         about = {
             "network": built.config["networks"],
             "shape": list(built.spec.shape),
-            "weights": _digest(params),
+            "weights": digest(params),
             "step": chosen,
             "ema": average,
         }
@@ -330,13 +331,35 @@ def make_room(mesh, timeout: float) -> Room:
     return Room(cache_folder(), open_run, timeout)
 
 
-def _digest(params: Any) -> str:
-    """A hash of all parameters, which every process has whole or can gather."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(path_name(path).encode())
-        digest.update(np.ascontiguousarray(to_numpy(leaf)).tobytes())
-    return digest.hexdigest()
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    """A number of each leaf that any change of a bit or of places changes.
+
+    Sums of integers modulo 2^32: the same however the leaf is divided over devices.
+    """
+
+    def checksum(leaf):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        place = jnp.uint32(1)
+        for axis, size in enumerate(bits.shape):
+            along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place = place * jnp.uint32(size) + along
+        # Odd factors: multiplication by one of them loses nothing.
+        odd = (jnp.uint32(2654435761) * place) | jnp.uint32(1)
+        return jnp.sum(bits * odd, dtype=jnp.uint32)
+
+    return [checksum(leaf) for leaf in leaves]
+
+
+def digest(params: Any) -> str:
+    """Returns 64 hex digits of all parameters, whatever the mesh they lie on."""
+    found = jax.tree_util.tree_leaves_with_path(params)
+    sums = jax.device_get(_checksums([leaf for _, leaf in found]))
+    text = [
+        f"{path_name(path)} {leaf.shape} {int(number)}"
+        for (path, leaf), number in zip(found, sums, strict=True)
+    ]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
 def labels_in_turn(experiment: Experiment, indices, label: int | None = None):

@@ -98,3 +98,23 @@ def test_apply_compiles_once_per_function_and_takes_other_parameters(mesh):
         for scale in (2.0, 2.0, 3.0):
             np.testing.assert_array_equal(apply(function, np.float32(scale), x), scale)
     assert traced == [(8, 2)]
+
+
+def test_digest_of_parameters_changes_with_every_bit_and_place(mesh):
+    w = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    params = {"a": {"w": w, "b": np.zeros(3, np.float32)}}
+    found = {inference.digest(params)}
+    split = jax.device_put(params, sharding.replicated(mesh))
+    split["a"]["w"] = jax.device_put(w, sharding.batch_sharding(mesh))
+    assert inference.digest(split) in found
+    other = w.copy()
+    other[7, 5] = np.nextafter(other[7, 5], 9)
+    for changed in (
+        {"a": {"w": other, "b": np.zeros(3, np.float32)}},
+        {"a": {"w": w[::-1].copy(), "b": np.zeros(3, np.float32)}},
+        {"a": {"w": w, "b": np.float32([0, 0, -0.0])}},
+        {"a": {"v": w, "b": np.zeros(3, np.float32)}},
+        {"a": {"w": w.reshape(6, 8), "b": np.zeros(3, np.float32)}},
+    ):
+        found.add(inference.digest(changed))
+    assert len(found) == 6

@@ -48,14 +48,24 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             dict(name="precision_recall"),
             dict(name="density_coverage"),
             dict(name="inception_score"),
-            dict(name="memorization"),
         ],
         num_samples=1500,
         reference="test",
         baseline="train",
         every=600,
     )
-    config.checkpoint = dict(every=600, best="quality/frechet")
+    # Copies are looked for among what was trained on.
+    config.evals.copies = dict(
+        name="sample_quality",
+        extractor=dict(name="digits"),
+        metrics=[dict(name="memorization")],
+        num_samples=1500,
+        reference="train",
+        baseline="test",
+    )
+    config.checkpoint = dict(
+        every=600, best="quality/frechet", best_mode="min"
+    )
     config.logging = dict(every=50, samples_every=400, num_samples=100)
     if variant == "smoke":
         common.shrink(config)

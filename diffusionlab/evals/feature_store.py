@@ -105,9 +105,18 @@ class _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.progress = _read_progress(folder)
-        if self.progress["identity"] != identity:
+        if self.progress["identity"] != identity or not self._is_whole():
             (folder / "progress.json").unlink(missing_ok=True)
             self.progress = _read_progress(folder) | {"identity": identity}
+
+    def _is_whole(self) -> bool:
+        """Whether the files have all rows that the progress speaks of."""
+        num = self.progress["num"]
+        for name, width in (self.progress["outputs"] | {"label": 1}).items():
+            file = _file(self.folder, name)
+            if num and not (file.is_file() and file.stat().st_size >= 4 * width * num):
+                return False
+        return True
 
     def append(self, x: np.ndarray, label: np.ndarray, found: Mapping) -> None:
         num = self.progress["num"]
@@ -121,6 +130,8 @@ class _Writer:
                 out.truncate(num * rows[0].nbytes)
                 out.seek(0, os.SEEK_END)
                 out.write(np.ascontiguousarray(rows).tobytes())
+                out.flush()
+                os.fsync(out.fileno())
         self.progress |= {
             "num": num + len(x),
             "digest": chain(self.progress["digest"], x, label),

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusionlab import multihost, types
@@ -67,6 +68,17 @@ class SampleQuality:
             raise ValueError(
                 f"num_reference: must be at least 0, got {self.num_reference}."
             )
+        if self.save_reference:
+            if not self.save_reference.endswith(".npz"):
+                raise ValueError(
+                    "save_reference: expected a name that ends in .npz, got "
+                    f"'{self.save_reference}'."
+                )
+            if self.reference not in _SPLITS:
+                raise ValueError(
+                    "save_reference: the reference is a file of statistics already; "
+                    "copy it."
+                )
         if self.baseline and self.baseline not in _SPLITS:
             raise ValueError(
                 f"baseline: expected 'train', 'test' or '', got '{self.baseline}'."
@@ -92,11 +104,30 @@ class SampleQuality:
                     f"metrics: {type(metric).__name__} needs {sorted(missing)} of the "
                     f"extractor, which gives {list(self.extractor.outputs)}."
                 )
-        if self.reference not in _SPLITS and not pathlib.Path(self.reference).is_file():
+        self._check_files()
+
+    def _check_files(self) -> None:
+        if self.save_reference and "features" not in self._outputs():
+            raise ValueError(
+                "save_reference: no metric needs the features to be saved."
+            )
+        if self.reference in _SPLITS:
+            return
+        if not pathlib.Path(self.reference).is_file():
             raise FileNotFoundError(
                 f"reference: expected 'train', 'test' or an .npz file with 'mu' and "
                 f"'sigma', got '{self.reference}'."
             )
+        for metric in self._metrics():
+            if getattr(metric, "reference_rows", False):
+                raise ValueError(
+                    f"metrics: {type(metric).__name__} needs the features of every "
+                    f"example of the reference, and '{self.reference}' has statistics "
+                    "only; leave it out, or give 'train' or 'test'."
+                )
+
+    def _outputs(self) -> list[str]:
+        return sorted({name for metric in self._metrics() for name in metric.needs})
 
     def _metrics(self) -> tuple[Metric, ...]:
         return self.metrics or (
@@ -108,7 +139,7 @@ class SampleQuality:
 
     def __call__(self, context: types.EvalContext) -> types.EvalResult:
         network = self.extractor.load(context.room)
-        outputs = sorted({name for m in self._metrics() for name in m.needs})
+        outputs = self._outputs()
         against = self._reference(context, network, outputs)
         if self.save_reference:
             save = functools.partial(self._save, against, network, outputs)
@@ -118,8 +149,10 @@ class SampleQuality:
         if self.baseline:
             real = self._of_split(context, self.baseline, network, outputs)
             found = _measure(self._metrics(), real, against)
-            numbers = {_real(name): value for name, value in found.numbers.items()}
-            result.numbers.update(numbers)
+            for name, value in found.numbers.items():
+                result.numbers[_real(name)] = value
+            for name, interval in found.intervals.items():
+                result.intervals[_real(name)] = interval
         about = {
             "samples": {
                 "num": samples.num,
@@ -150,7 +183,7 @@ class SampleQuality:
             outputs,
             context.apply,
             name="samples",
-            identity=f"{network.fingerprint} {outputs} {self.sobol}",
+            identity=f"{network.about} {outputs} {self.num_samples} {self.sobol}",
             timeout=context.room.timeout,
         )
         names = feature_store.class_names(context.spec)
@@ -169,7 +202,10 @@ class SampleQuality:
     def _reference(self, context, network: Network, outputs) -> Features:
         if self.reference in _SPLITS:
             return self._of_split(context, self.reference, network, outputs)
-        return statistics_file.read(self.reference, network)
+        x = network.prepare(np.zeros((1, *context.spec.shape), np.float32))
+        shapes = jax.eval_shape(network.apply, network.params, x)
+        widths = {name: shapes[name].shape[1] for name in outputs}
+        return statistics_file.read(self.reference, network, widths)
 
     def _save(self, against: Features, network: Network, outputs) -> None:
         """Writes the statistics of the reference; the same ones may be there already.

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -45,16 +46,23 @@ class Digits:
     def load(self, room: Room) -> Network:
         """Returns the classifier, trained now unless it was before."""
         file = room.cache / "classifiers" / f"digits_{_VERSION}.npz"
-        if not file.is_file():
+        try:
+            params = _read(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            # Not there, or damaged.
             _train(file)
+            params = _read(file)
         content = file.read_bytes()
-        with np.load(file) as arrays:
-            params = {name: arrays[name] for name in arrays.files}
         about = {
             "network": "digits perceptron 64-128-64-10",
             "weights": hashlib.sha256(content).hexdigest(),
         }
         return Network(params, _apply, lambda x: x, about)
+
+
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _train(file: pathlib.Path) -> None:

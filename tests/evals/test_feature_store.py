@@ -159,3 +159,15 @@ def test_digest_depends_on_values_order_and_labels():
 def test_classes_without_names_have_numbers():
     assert feature_store.class_names(DataSpec((2,), 3)) == ("0", "1", "2")
     assert feature_store.class_names(DataSpec((2,), 2, ("a", "b"))) == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["features", "label"])
+def test_files_that_lost_rows_are_made_anew(tmp_path, name):
+    folder = tmp_path / "store"
+    fill(folder, batches(5))
+    file = folder / f"{name}.bin"
+    file.write_bytes(file.read_bytes()[:-4])
+    asked = []
+    stored = fill(folder, batches(5, asked=asked))
+    assert asked == [0]
+    np.testing.assert_array_equal(stored.rows("features"), 2 * X.reshape(23, -1))

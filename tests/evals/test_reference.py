@@ -1,6 +1,7 @@
 """Features of a source are computed once, and never used for other data."""
 
 import dataclasses
+import fcntl
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ CALLS = []
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """Vectors that count; a shift changes the data behind the same name."""
+    """Vectors that count; those in CHANGED have another second entry."""
 
     split: str = "train"
     number: int = 30
@@ -28,14 +29,22 @@ class Numbers:
         return self.number
 
     def __getitem__(self, index):
-        return {"x": np.float32([index, SHIFT[0]]), "label": np.int32(index % 3)}
+        READ.append(index)
+        x = np.float32([index, float(index in CHANGED)])
+        return {"x": x, "label": np.int32(index % 3)}
 
 
-SHIFT = [0.0]
+CHANGED, READ = [], []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Versioned(Numbers):
+    version: str = "a"
 
 
 def network(weights="w"):
-    return Network({}, lambda _, x: {"features": x}, lambda x: x, {"weights": weights})
+    both = lambda _, x: {"features": x, "logits": x}  # noqa: E731
+    return Network({}, both, lambda x: x, {"weights": weights})
 
 
 @pytest.fixture
@@ -47,15 +56,14 @@ def features(tmp_path):
         CALLS.append(len(x))
         return jax.device_get(function(params, x))
 
-    def run(source=None, chosen=None, limit=0):
+    def run(source=None, chosen=None, limit=0, outputs=("features",)):
         CALLS.clear()
-        SHIFT[0] = SHIFT[0] if source is None else 0.0
         return reference.of_source(
-            source or Numbers(), chosen or network(), ["features"], apply, room, limit
+            source or Numbers(), chosen or network(), outputs, apply, room, limit
         )
 
     yield run
-    SHIFT[0] = 0.0
+    CHANGED.clear()
 
 
 def test_computed_once(features):
@@ -90,21 +98,47 @@ def test_fewer_examples_are_evenly_spaced(features):
     np.testing.assert_array_equal(stored.examples([1, 4])[:, 0], [3, 12])
 
 
-def test_data_that_changed_are_refused(features):
-    features()
-    SHIFT[0] = 1.0
-    with pytest.raises(ValueError, match="the train data of Numbers are other ones"):
-        features()
+@pytest.mark.parametrize("number", [1, 10, 63, 64, 200])
+def test_data_that_changed_are_never_answered_from_the_cache(features, number):
+    """Every example counts, of a source that does not say when its files changed."""
+    source = Numbers(number=number)
+    features(source)
+    for index in {0, number // 2, number - 1}:
+        CHANGED[:] = [index]
+        changed = features(source).rows("features")
+        assert sum(CALLS) == number and changed[index, 1] == 1.0
+    CHANGED.clear()
+    assert features(source).rows("features")[:, 1].max() == 0.0
     assert CALLS == []
 
 
-def test_interrupted_while_the_data_changed_is_refused_too(features, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+def test_a_source_with_a_version_is_asked_for_that(features):
+    source = Versioned(number=1000)
+    features(source)
+    read = len(READ)
+    features(source)
+    # Some examples, and its version, are looked at before its features are used.
+    assert CALLS == [] and len(READ) - read == 64
+    features(Versioned(number=1000, version="b"))
+    assert sum(CALLS) == 1000
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reference.feature_store, "fill", stop)
-        features()
-    SHIFT[0] = 1.0
-    with pytest.raises(ValueError, match="other ones"):
-        features()
+
+def test_other_outputs_are_another_entry(features):
+    features()
+    features(outputs=("features", "logits"))
+    assert sum(CALLS) == 30
+
+
+def test_one_program_computes_at_a_time(features, monkeypatch):
+    held, fill = [], reference.feature_store.fill
+
+    def watched(folder, *args, **kwargs):
+        lock = folder.with_suffix(".lock").open("a")
+        with lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(folder)
+        return fill(folder, *args, **kwargs)
+
+    monkeypatch.setattr(reference.feature_store, "fill", watched)
+    features()
+    assert len(held) == 1

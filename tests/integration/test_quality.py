@@ -85,6 +85,12 @@ def test_an_interrupted_evaluation_goes_on(solved, monkeypatch, capsys):
     (left,) = (solved / "evals").glob(".unfinished*")
     assert feature_store.Stored(left / "samples", "samples").num == 48
     monkeypatch.setattr(inference, "stream", counted)
+    with monkeypatch.context() as patch:
+        # Of other weights nothing is gone on with.
+        patch.setattr(inference, "digest", lambda _: "other")
+        evaluated(solved, "part", **block)
+    assert drawn == [24, 24, 12]
+    drawn.clear()
     found = evaluated(solved, "part", **block)
     # The rest, in batches of 20 rounded up to the eight devices.
     assert drawn == [12]
