@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -204,8 +205,32 @@ def _resolve_block(key: str, block: Any) -> dict[str, Any]:
             )
             done[role] = b
         return done
-    kind = {"networks": "network", "ema": "ema", "evals": "evaluator"}[key]
+    if key == "evals":
+        return check_evals(block)
+    kind = {"networks": "network", "ema": "ema"}[key]
     return {n: registry.check(kind, b, f"{path}.{n}") for n, b in block.items()}
+
+
+def check_evals(blocks: Any) -> dict[str, Any]:
+    """Checks the evaluators of `config.evals` by label; a label is part of file names.
+
+    Returns:
+      The blocks with defaults stated.
+
+    Raises:
+      ValueError, TypeError: as `resolve`.
+    """
+    if not isinstance(blocks, Mapping):
+        raise TypeError(f"config.evals: expected a block, got {blocks!r}.")
+    for label in blocks:
+        if not re.fullmatch(r"[\w-]+", label):
+            raise ValueError(
+                f"config.evals.{label}: a label has letters, digits, - and _ only."
+            )
+    return {
+        label: registry.check("evaluator", block, f"config.evals.{label}")
+        for label, block in blocks.items()
+    }
 
 
 def _named(kind: str, blocks: Mapping[str, Any], path: str) -> dict[str, Any]:

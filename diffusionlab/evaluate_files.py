@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-import shutil
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +27,12 @@ from diffusionlab import (
     sharding,
     workdir,
 )
-from diffusionlab.evals import feature_store
+from diffusionlab.evals import feature_store, scratch
 from diffusionlab.file_inputs import Reference, Samples, about_files, open_files
 from diffusionlab.types import DataSpec, EvalContext, EvalResult, Source
 
+_OF_RUNS = ("step", "evaluator")  # keys of a record that say nothing without a run
+_SPLITS = ("train", "test")
 _SHOWN = 100  # samples in the picture of the report
 _TIMEOUT = 600.0  # seconds that one of several processes waits for the others
 
@@ -53,13 +53,16 @@ def run(
         taken from the files.
       out: folder of the results; by default beside the samples.
 
-    An evaluator that needs a run is left out with a line, if another does not.
+    An evaluator that needs a run, or both splits of a data set where there is one set,
+    is left out with a line, unless all are.
 
     Raises:
       ValueError, FileNotFoundError: what was given cannot be used; the message says
         why.
-      NeedsRun: all of the evaluators need a run.
+      LeftOut: all of the evaluators need more than there is.
     """
+    if not evals:
+        raise ValueError("evals: empty; give at least one evaluator.")
     source, against = open_files(samples, "--samples"), Reference(reference)
     known = None if against.statistics else against.train.spec
     drawn = Samples(source, known)
@@ -70,14 +73,14 @@ def run(
     inputs = {"samples": about_files(source), "reference": against.about}
     mesh = sharding.make_mesh(settings.Mesh())
     room = inference.make_room(mesh, _TIMEOUT)
-    notes = {"samples": drawn.note, "reference": against.note}
-    blocks, evaluators, skipped = {}, {}, {}
+    said = {"samples": drawn.note, "reference": against.note}
+    blocks, notes, evaluators, skipped = {}, {}, {}, {}
     for label, block in evals.items():
-        blocks[label], notes[label] = _filled(label, block, len(source), against)
+        blocks[label], note = _filled(label, block, len(source), against)
+        notes[label] = {k: v for k, v in {**said, "settings": note}.items() if v}
         try:
-            data = source if against.statistics else against.train
-            evaluators[label] = _built(label, blocks[label], data)
-        except NeedsRun as error:
+            evaluators[label] = _built(label, blocks[label], source, against)
+        except LeftOut as error:
             skipped[label] = str(error)
             continue
         if known is not None and known.shape != drawn.spec.shape:
@@ -86,26 +89,26 @@ def run(
     multihost.on_main("begin", lambda: _claim(out, inputs), _TIMEOUT)
     if multihost.is_main():
         print(f"{len(source):,} samples in {samples} against {reference}")
-        print("".join(f"note: {note}\n" for note in notes.values() if note), end="")
+        found = dict.fromkeys(v for part in notes.values() for v in part.values())
+        print("".join(f"note: {note}\n" for note in found), end="")
     apply = inference.make_apply(mesh, _TIMEOUT)
     classes = feature_store.class_names(drawn.spec)
     with jax.set_mesh(mesh):
         for label, evaluator in evaluators.items():
-            scratch = out / f".unfinished_{label}_{_short(blocks[label])}"
             context = _context(label, drawn, against, inputs["samples"])
-            context = context._replace(apply=apply, room=room, scratch=scratch)
-            try:
-                result = evaluator(context)
-            except NeedsRun as error:
-                skipped[label] = str(error)
-                continue
-            multihost.barrier(f"end of {label}", _TIMEOUT)
+            with scratch.own(out / f".unfinished_{label}", _TIMEOUT) as folder:
+                context = context._replace(apply=apply, room=room, scratch=folder)
+                try:
+                    result = _evaluated(label, evaluator, context)
+                except LeftOut as error:
+                    skipped[label] = str(error)
+                    continue
+                if multihost.is_main():
+                    _write(out, label, blocks[label], result, notes[label], classes)
             if multihost.is_main():
-                _write(out, label, blocks[label], result, notes, classes)
-                shutil.rmtree(scratch, ignore_errors=True)
                 table = evaluate.table(result.numbers, result.intervals)
-                said = evaluate.warnings_of(result)
-                print(f"{label}:\n{table}{said}", flush=True)
+                warned = evaluate.warnings_of(result)
+                print(f"{label}:\n{table}{warned}", flush=True)
     _check_some_are_left(evals, skipped)
     if multihost.is_main():
         print("".join(f"left out: {said}\n" for said in skipped.values()), end="")
@@ -117,24 +120,44 @@ def _filled(label, block, num: int, against: Reference) -> tuple[dict, str]:
     """The block with what the files decide, and a note where that is not as asked."""
     path = f"config.evals.{label}"
     where = registry.target("evaluator", block.get("name"), path)
-    accepted, done, note = registry.parameters(where), dict(block), ""
-    if against.statistics and "reference" in accepted:
-        done.setdefault("reference", against.statistics)
+    accepted, done, found = registry.parameters(where), dict(block), []
+    if "reference" in accepted:
+        if against.statistics:
+            done.setdefault("reference", against.statistics)
+        own = done.get("reference")
+        if own not in (None, *_SPLITS, against.statistics):
+            found.append(f"{path}.reference: '{own}' takes the place of --reference")
+    elsewhere = done.get("reference", "train") not in (*_SPLITS, against.statistics)
+    one_set = not against.has_splits and not (elsewhere and not against.statistics)
+    if "baseline" in accepted and done.get("baseline") and one_set:
+        done["baseline"] = ""
+        found.append(
+            f"{path}.baseline: left out: --reference is one set, and a set compared "
+            "with itself says nothing"
+        )
     # 0 already means as many as there are.
     if "num_samples" in accepted and accepted["num_samples"].default != 0:
         asked = done.setdefault("num_samples", num)
         if isinstance(asked, int) and asked > num:
             done["num_samples"] = num
-            note = f"{path}.num_samples: {asked} asked for, all {num} there are taken"
-    return registry.check("evaluator", done, path), note
+            found.append(
+                f"{path}.num_samples: {asked} asked for, all {num} there are taken"
+            )
+    return registry.check("evaluator", done, path), "; ".join(found)
 
 
-def _built(label: str, block, data: Source):
+def _built(label: str, block, source: Source, against: Reference):
     """Builds an evaluator and checks it against the data."""
     path = f"config.evals.{label}"
     evaluator = registry.build("evaluator", block, path)
     if hasattr(evaluator, "check_process"):
         _refuse(path, "a process")
+    if getattr(evaluator, "compares_splits", False) and not against.has_splits:
+        raise LeftOut(
+            f"{path}: compares training with held-out data, and --reference is one "
+            "set; name a data set that has both, without a split."
+        )
+    data = source if against.statistics else against.train
     try:
         if hasattr(evaluator, "check"):
             evaluator.check(data)
@@ -166,17 +189,28 @@ def _check_shapes(label, evaluator, room, spec: DataSpec, known: DataSpec) -> No
         raise ValueError(said)
 
 
-class NeedsRun(RuntimeError):
-    """An evaluator asks for more than samples; no ValueError, as it handles those."""
+class LeftOut(RuntimeError):
+    """An evaluator asks for more than there is; no ValueError, as it handles those."""
 
 
 def _check_some_are_left(evals: Mapping, skipped: Mapping[str, str]) -> None:
     if len(skipped) == len(evals):
-        raise NeedsRun(next(iter(skipped.values())))
+        raise LeftOut(next(iter(skipped.values())))
+
+
+def _evaluated(label: str, evaluator, context: EvalContext) -> EvalResult:
+    """Runs an evaluator; what it raises says whose error it is."""
+    try:
+        return evaluator(context)
+    except (ValueError, FileNotFoundError) as error:
+        # The same error, as where it was raised decides whether it is a message.
+        if len(error.args) == 1:
+            error.args = (f"config.evals.{label}: {error}",)
+        raise
 
 
 def _refuse(path: str, what: str, *_, **__):
-    raise NeedsRun(
+    raise LeftOut(
         f"{path}: needs a run: it asks for {what}, which sample files do not have; "
         "evaluate the run itself with --workdir."
     )
@@ -223,16 +257,21 @@ def _context(label: str, drawn: Samples, against: Reference, about) -> EvalConte
     )
 
 
-def _short(record: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
-
-
 def _claim(out: pathlib.Path, inputs: Mapping[str, Any]) -> None:
     """Makes the folder the place of the results of these inputs.
 
     Raises:
-      ValueError: it is the place of others, or of something else.
+      ValueError: it is the place of others, or of something else, or no place at all.
     """
+    try:
+        _claim_folder(out, inputs)
+    except OSError as error:
+        raise ValueError(
+            f"--out: cannot write '{out}': {error.strerror}; give another."
+        ) from None
+
+
+def _claim_folder(out: pathlib.Path, inputs: Mapping[str, Any]) -> None:
     file = out / "inputs.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -259,20 +298,21 @@ def _but_path(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(out, label: str, block, result: EvalResult, notes, class_names) -> None:
+    """Writes what one evaluator found: the record that `evaluate` writes of a run."""
     names = []
     for name, picture in result.pictures.items():
         pictures.save_png(out / "evals" / f"{label}_{name}.png", picture)
         names.append(f"evals/{label}_{name}.png")
-    about = {k: notes[k] for k in ("samples", "reference", label) if notes[k]}
     record = {
         "step": 0,
         "evaluator": label,
         "settings": block,
         "numbers": result.numbers,
         "intervals": result.intervals,
-        "notes": {**result.notes, **about},
+        "notes": {**result.notes, **notes},
         "provenance": result.provenance,
         "class_names": class_names,
+        "versions": machine.versions(),
         "pictures": names,
     }
     workdir.write_json(out / "evals" / f"{label}.json", record)
@@ -302,6 +342,3 @@ def _finish(out: pathlib.Path, drawn: Samples, about: Mapping[str, Any]) -> None
         },
     )
     report.write_report(out)
-
-
-_OF_RUNS = ("step", "evaluator")

@@ -24,6 +24,7 @@ class Reference:
     Attributes:
       train, test: the sources; of a data set named without a split both its splits, of
         anything else twice the same.
+      has_splits: whether these two differ.
       statistics: path of a file that has these alone, else ''.
       about: JSON that says what it is.
       note: a line for the user, or ''.
@@ -51,6 +52,10 @@ class Reference:
                     "examples are compared with. --config.evals.LABEL.reference="
                     f"{given} takes the statistics, for metrics that need no more."
                 )
+
+    @property
+    def has_splits(self) -> bool:
+        return self.train is not self.test
 
 
 def open_files(given: str, flag: str) -> ExampleFiles:
@@ -166,11 +171,12 @@ class Samples:
                 self._class_of = np.asarray([known.index(name) for name in names])
             elif names and not known and _are_numbers(names, num_classes):
                 self._class_of = np.asarray([int(name) for name in names])
-            elif num_classes and (classes > num_classes or (names and known)):
+            elif classes > num_classes or (names and known):
+                theirs = ", ".join(known) or num_classes or "none"
                 self.note = (
                     f"the classes of the samples ({', '.join(names) or classes}) are "
-                    f"not those of the reference ({', '.join(known) or num_classes}): "
-                    "the samples count as without classes"
+                    f"not those of the reference ({theirs}): the samples count as "
+                    "without classes"
                 )
                 num_classes = 0
             classes, names = num_classes, known or names

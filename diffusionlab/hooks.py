@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 
@@ -12,6 +14,26 @@ from diffusionlab import evaluate, multihost, pictures, report, restore, workdir
 from diffusionlab import writers as writers_lib
 from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
+
+
+@contextlib.contextmanager
+def saving_first(
+    save: Callable[[int], None], step: int, is_due: bool
+) -> Iterator[None]:
+    """Calls `save(step)`, if due, before an error goes on, which stays the one told."""
+    try:
+        yield
+    except Exception as error:
+        if not is_due:
+            raise
+        if jax.process_count() > 1:
+            # Where the others have no error they never come to save, and the limit of
+            # the wait for them ends this process.
+            who = f"process {jax.process_index()}/{jax.process_count()}"
+            print(f"{who}: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            save(step)
+        raise
 
 
 class Hooks:
@@ -89,10 +111,11 @@ class Hooks:
         numbers, intervals = self._evaluation.run(
             self._params(state), step, labels, self._ema
         )
+        self._say(f"evaluation at step {step}:\n{evaluate.table(numbers, intervals)}")
+        # Before the row: what is refused here is evaluated again, and a row stays.
+        self._judge(step, labels, numbers)
         if not self._recorded(step):
             self._writers.scalars(step, numbers)
-        self._say(f"evaluation at step {step}:\n{evaluate.table(numbers, intervals)}")
-        self._judge(step, labels, numbers)
         return numbers
 
     def _recorded(self, step: int) -> bool:

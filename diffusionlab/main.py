@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dis
+import errno
 import os
 import pathlib
 import sys
@@ -27,7 +28,15 @@ MODES = {
     "doctor": "print what this machine is and how fast",
 }
 
-
+# Of the machine, not of the program: wherever they are met, the user can mend them.
+_SYSTEM_ERRORS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+)
 _EVALS = {"quality": {"name": "sample_quality", "extractor": {"name": "inception"}}}
 
 
@@ -55,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
         "newest checkpoint that can be read",
     )
     p.add_argument(
-        "--step", type=_step, help="sample, eval: checkpoint, or 'best' (newest)"
+        "--step",
+        type=_step,
+        help="sample, eval: a checkpoint by its step, by default the newest; 'best' is "
+        "the one that config.checkpoint.best keeps",
     )
     p.add_argument(
         "--ema", help="sample, eval: average by name, 'none', or sigma_rel=WIDTH"
@@ -188,8 +200,9 @@ def _load_evals(args: argparse.Namespace, overrides: list[str]) -> dict:
     blocks = config.to_dict()
     for name in set(blocks) - {"evals"}:
         raise ValueError(f"config.{name}: with --samples only config.evals is used.")
-    for label, block in blocks["evals"].items():
-        registry.check("evaluator", block, f"config.evals.{label}")
+    config_lib.check_evals(blocks["evals"])
+    if not blocks["evals"]:
+        raise ValueError("config.evals: empty, and --samples need an evaluator.")
     return blocks["evals"]
 
 
@@ -320,11 +333,19 @@ def main() -> None:
     try:
         status = run(sys.argv[1:])
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if not _is_message(error):
+        said = _of_system(error) or (str(error) if _is_message(error) else "")
+        if not said:
             raise
-        print(f"diffusionlab: error: {error}", file=sys.stderr)
+        print(f"diffusionlab: error: {said}", file=sys.stderr)
         sys.exit(1)
     sys.exit(status)
+
+
+def _of_system(error: BaseException) -> str:
+    """What the system refused, and for which file; '' of other errors."""
+    if not isinstance(error, OSError) or error.errno not in _SYSTEM_ERRORS:
+        return ""
+    return error.strerror + (f": '{error.filename}'" if error.filename else "")
 
 
 def _is_message(error: BaseException) -> bool:

@@ -144,7 +144,8 @@ class Checkpoint:
       best: number of an evaluator, '<label in config.evals>/<number>' as in
         metrics.jsonl without 'eval/'; the checkpoint with its best value so far stays
         besides the newest. '' keeps none for its value.
-      best_mode: 'min' or 'max', which of two values is the better one.
+      best_mode: 'min' or 'max', which of two values is the better one; must be said
+        where `best` is.
       barrier_timeout: seconds a process waits for the others.
     """
 
@@ -152,7 +153,7 @@ class Checkpoint:
     keep: int = 2
     keep_every: int = 0
     best: str = ""
-    best_mode: str = "min"
+    best_mode: str = ""
     barrier_timeout: int = 600
 
     def __post_init__(self):
@@ -164,9 +165,11 @@ class Checkpoint:
                 "best: expected '<evaluator>/<number>', such as 'quality/frechet', or "
                 f"'', got {self.best!r}."
             )
-        if self.best_mode not in ("min", "max"):
+        # A guess would keep the worst checkpoint of half of all metrics.
+        if self.best_mode not in ("min", "max") and (self.best or self.best_mode):
             raise ValueError(
-                f"best_mode: expected 'min' or 'max', got {self.best_mode!r}."
+                "best_mode: expected 'min' or 'max', the better end of best = "
+                f"{self.best!r}, got {self.best_mode!r}."
             )
         if self.keep_every % self.every:
             raise ValueError(

@@ -253,9 +253,8 @@ class Loop:
         """Runs steps `first` to `last` - 1; returns whether SIGTERM let it finish."""
         for step in range(first, last):
             if self.preemption.reached(step):
-                self._save(step, hooks_done=step == self.start and self.hooks_done)
-                self._wait_for_save()
-                self.say(f"SIGTERM: saved step {step}; start again to go on")
+                done = step == self.start and self.hooks_done
+                self._save_now(step, done, "SIGTERM: ")
                 return False
             if step != self.start or not self.hooks_done:
                 self._due(step)
@@ -280,10 +279,20 @@ class Loop:
     def _due(self, step: int) -> None:
         """Hooks before the save: a checkpoint then stands for all rows up to it."""
         since = time.perf_counter()
-        self.hooks.due(step, self.state)
+        is_saved = step % self.experiment.checkpoint.every == 0
+        if is_saved:
+            # Apart from the hooks: after a row that was lost nothing must be saved.
+            self.writers.flush()
+        with hooks.saving_first(self._save_now, step, is_saved):
+            self.hooks.due(step, self.state)
         self.clock.aside(time.perf_counter() - since)
-        if step % self.experiment.checkpoint.every == 0:
+        if is_saved:
             self._save(step, hooks_done=True)
+
+    def _save_now(self, step: int, hooks_done: bool = False, why: str = "") -> None:
+        self._save(step, hooks_done)
+        self._wait_for_save()
+        self.say(f"{why}saved step {step}; start again to go on")
 
     def _global(self, local: Mapping[str, np.ndarray]):
         where = sharding.batch_sharding(self.mesh)

@@ -22,7 +22,7 @@ import math
 import os
 import pathlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diffusionlab import config as config_lib
@@ -49,12 +49,17 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"--workdir: '{workdir}' holds no run (there is no config.json); train "
             "with --config=... first."
         )
-    return _read_json(path)
+    return read_json(path)
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
+    """Returns what `write_json` wrote; numbers that are not finite are numbers again.
+
+    Raises:
+      WorkdirError: the file is damaged.
+    """
     try:
-        return json.loads(path.read_text())
+        return _numbers(json.loads(path.read_text()))
     except ValueError as error:  # of the JSON, or of the encoding
         raise WorkdirError(
             f"--workdir: '{path}' is damaged ({error}); mend it, or give another "
@@ -167,7 +172,7 @@ def best_step(workdir: pathlib.Path) -> int:
             f"--step=best: '{workdir}' has no {BEST_FILE}: no evaluation gave a value "
             "yet, or config.checkpoint.best names none; give the number of a step."
         )
-    best = _read_json(path)
+    best = read_json(path)
     if best["step"] not in saved_steps(workdir):
         # It is being saved at this moment: until then the one before it is there.
         best = find_best(workdir, best["metric"], best["mode"])
@@ -251,7 +256,7 @@ def claim(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    old = _read_json(path) if path.is_file() else None
+    old = read_json(path) if path.is_file() else None
     if old is not None and old != config:
         number = len(list(workdir.glob("config.*.json")))
         write_json(workdir / f"config.{number}.json", old)
@@ -259,12 +264,36 @@ def claim(
         write_json(path, config)
     for name, record in (("overrides", asked), ("environment", environment)):
         file = workdir / f"{name}.json"
-        records = _read_json(file) if file.is_file() else []
+        records = read_json(file) if file.is_file() else []
         write_json(file, [*records, record])
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all.
+
+    JSON has no NaN and no infinity: as in metrics.jsonl they are the texts 'nan', 'inf'
+    and '-inf', see `read_json`.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=2) + "\n")
+    text = json.dumps(_each(_text, value), indent=2, allow_nan=False)
+    part.write_text(text + "\n")
     os.replace(part, path)
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same JSON with every entry that holds no others changed."""
+    if isinstance(value, Mapping):
+        return {key: _each(change, part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each(change, part) for part in value]
+    return change(value)
+
+
+def _text(value: Any) -> Any:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value if finite else str(float(value))
+
+
+def _numbers(value: Any) -> Any:
+    words = {word: float(word) for word in ("nan", "inf", "-inf")}
+    return _each(lambda v: words.get(v, v) if isinstance(v, str) else v, value)

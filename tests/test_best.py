@@ -14,7 +14,8 @@ METRIC = "quality/frechet"
 
 
 def setting(**changes):
-    return settings.Checkpoint(**{"every": 1, "keep": 1, "best": METRIC, **changes})
+    block = {"every": 1, "keep": 1, "best": METRIC, "best_mode": "min"}
+    return settings.Checkpoint(**{**block, **changes})
 
 
 def evaluator(every):
@@ -26,7 +27,9 @@ def evaluator(every):
     [
         ({"best": "frechet"}, "best: expected '<evaluator>/<number>'"),
         ({"best": "/frechet"}, "best: expected '<evaluator>/<number>'"),
-        ({"best_mode": "least"}, "best_mode: expected 'min' or 'max', got 'least'"),
+        ({"best_mode": "least"}, "best_mode: expected 'min' or 'max', .*got 'least'"),
+        ({"best": "", "best_mode": "least"}, "best_mode: expected .*got 'least'"),
+        ({"best_mode": ""}, "best_mode: .*'min' or 'max', .*'quality/frechet', got ''"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(changes, said):
@@ -37,6 +40,7 @@ def test_settings_that_say_nothing_are_refused(changes, said):
 def test_a_best_step_has_a_checkpoint():
     settings.check_best(setting(every=5), evaluator(10))
     settings.check_best(setting(best=""), {})
+    assert settings.Checkpoint(every=1).best_mode == "", "no end is better by itself"
     with pytest.raises(ValueError, match=r"no number .* config.evals \(s\); .*give ''"):
         settings.check_best(setting(), {"s": None})
     for every in (0, 12):

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -68,6 +70,8 @@ def test_digits_against_the_data_set_give_the_exact_distance(
     }  # fmt: skip
     assert found["reference"]["num"] == 1442 and "versions" in found["environment"]
     assert one["settings"]["num_samples"] == 200
+    assert one["versions"] == found["environment"]["versions"]
+    assert not {"step", "evaluator"} & set(one)
     page = (out / "report.html").read_text()
     assert "frechet" in page and "data:image/png" in page
     assert f"{exact:.4g}" in capsys.readouterr().out
@@ -83,7 +87,7 @@ def test_fewer_samples_than_asked_for_are_all_and_that_is_said(
     said = "config.evals.quality.num_samples: 50000 asked for, all 200 there are taken"
     assert said in capsys.readouterr().out
     found = json.loads((out / "evaluation.json").read_text())["evals"]["quality"]
-    assert found["notes"]["quality"] == said
+    assert found["notes"]["settings"] == said
     assert found["numbers"]["frechet"] == pytest.approx(0.0, abs=1e-6)
     evaluate_files.run(
         samples=samples, reference=samples, evals=quality(num_samples=20)
@@ -143,6 +147,11 @@ def test_out_belongs_to_one_pair_of_inputs(samples, tmp_path, digits):
     np.savez(moved, x=digits[0][:50])
     with pytest.raises(ValueError, match="^--out: .* results of other samples: "):
         evaluate_files.run(samples=str(moved), reference=samples, evals=one, out=out)
+    one_changed = digits[0][:200].copy()
+    one_changed[7, 0, 0, 0] = 1
+    np.savez(moved, x=(one_changed - 1) / 2, label=digits[1][:200])
+    with pytest.raises(ValueError, match="^--out: .* results of other samples: "):
+        evaluate_files.run(samples=str(moved), reference=samples, evals=one, out=out)
     with pytest.raises(ValueError, match="^--out: .* results of other reference"):
         evaluate_files.run(samples=samples, reference=str(moved), evals=one, out=out)
     (tmp_path / "thesis").mkdir()
@@ -163,12 +172,13 @@ def test_out_belongs_to_one_pair_of_inputs(samples, tmp_path, digits):
     {**PIXELS, "sobol": True},
 ], ids=lambda b: b["name"])  # fmt: skip
 def test_what_needs_a_run_is_one_line(samples, tmp_path, block):
-    with pytest.raises(evaluate_files.NeedsRun) as raised:
+    with pytest.raises(evaluate_files.LeftOut) as raised:
         evaluate_files.run(samples=samples, reference="digits", evals={"a": block})
     said = str(raised.value)
     assert said.startswith("config.evals.a: needs a run: it asks for ")
     assert "\n" not in said and isinstance(raised.value, RuntimeError)
-    assert not list((tmp_path / "mine_evaluation").glob("evals/*"))
+    out = tmp_path / "mine_evaluation"
+    assert not [*out.glob("evals/*"), *out.glob(".unfinished*")]
 
 
 def test_what_needs_a_run_is_left_out_beside_what_does_not(samples, capsys):
@@ -179,6 +189,124 @@ def test_what_needs_a_run_is_left_out_beside_what_does_not(samples, capsys):
     said = capsys.readouterr().out
     assert "left out: config.evals.l: needs a run" in said
     assert "left out: config.evals.d: needs a run" in said
+
+
+def test_no_evaluator_is_one_line(samples, tmp_path):
+    with pytest.raises(ValueError, match="^evals: empty"):
+        evaluate_files.run(samples=samples, reference=samples, evals={})
+    assert not (tmp_path / "mine_evaluation").exists()
+
+
+def test_out_that_cannot_be_written_is_one_line(samples):
+    out = pathlib.Path(samples) / "x"
+    with pytest.raises(ValueError) as raised:
+        evaluate_files.run(
+            samples=samples, reference=samples, evals={"q": PIXELS}, out=out
+        )
+    said = f"--out: cannot write '{out}': Not a directory; give another."
+    assert str(raised.value) == said
+
+
+def test_one_set_is_no_baseline_of_itself(samples, digits, tmp_path, capsys):
+    """Of a file `train` and `test` are the same; a data set has both."""
+    out = evaluate_files.run(
+        samples=samples, reference=samples, evals=quality(baseline="test")
+    )
+    said = (
+        "config.evals.quality.baseline: left out: --reference is one set, and a set "
+        "compared with itself says nothing"
+    )
+    assert f"note: {said}\n" in capsys.readouterr().out
+    one = json.loads((out / "evaluation.json").read_text())["evals"]["quality"]
+    assert one["settings"]["baseline"] == "" and one["notes"]["settings"] == said
+    assert set(one["numbers"]) == {"frechet"}
+    out = evaluate_files.run(
+        samples=samples, reference="digits", evals=quality(baseline="test"),
+        out=tmp_path / "both",
+    )  # fmt: skip
+    one = json.loads((out / "evaluation.json").read_text())["evals"]["quality"]
+    assert set(one["numbers"]) == {"frechet", "frechet_real"}
+    assert "settings" not in one["notes"]
+
+
+def test_what_compares_splits_is_left_out_where_there_is_one_set(samples, capsys):
+    block = {"name": "samples"}
+    said = "config.evals.s: compares training with held-out data, and --reference is"
+    test = "{'name': 'digits', 'split': 'test'}"
+    for reference in (samples, test):
+        with pytest.raises(evaluate_files.LeftOut, match=said):
+            evaluate_files.run(samples=samples, reference=reference, evals={"s": block})
+    out = evaluate_files.run(
+        samples=samples, reference=samples, evals={"s": block, "q": PIXELS}
+    )
+    found = json.loads((out / "evaluation.json").read_text())
+    assert set(found["evals"]) == {"q"} and set(found["left_out"]) == {"s"}
+    assert f"left out: {said}" in capsys.readouterr().out
+
+
+def test_reference_of_an_evaluator_takes_the_place_of_the_other(
+    samples, digits, tmp_path, capsys
+):
+    """That is said, and a baseline of --reference is then no set against itself."""
+    rows = digits[0].reshape(1797, -1).astype(np.float64)
+    path = str(tmp_path / "stats.npz")
+    np.savez(path, mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    out = evaluate_files.run(
+        samples=samples, reference=samples,
+        evals=quality(reference=path, baseline="train"),
+    )  # fmt: skip
+    said = f"config.evals.quality.reference: '{path}' takes the place of --reference"
+    assert f"note: {said}\n" in capsys.readouterr().out
+    one = json.loads((out / "evaluation.json").read_text())["evals"]["quality"]
+    assert one["notes"]["settings"] == said
+    exact = distance((digits[0][:200] - 1) / 2, digits[0])
+    assert one["numbers"] == pytest.approx(
+        {"frechet": exact, "frechet_real": exact}, rel=1e-6
+    )
+    evaluate_files.run(samples=samples, reference=path, evals=quality(reference=path),
+                       out=tmp_path / "same")  # fmt: skip
+    assert "takes the place" not in capsys.readouterr().out
+
+
+def test_dropped_classes_are_said_once_whatever_the_label(
+    samples, digits, tmp_path, capsys
+):
+    reference = str(tmp_path / "real.npz")
+    np.savez(reference, x=digits[0][:300])
+    out = evaluate_files.run(
+        samples=samples, reference=reference, evals={"samples": PIXELS, "b": PIXELS}
+    )
+    assert capsys.readouterr().out.count("note: the classes of the samples (10)") == 1
+    found = json.loads((out / "evaluation.json").read_text())["evals"]
+    for label in ("samples", "b"):
+        said = found[label]["notes"]["samples"]
+        assert said.startswith("the classes of the samples (10) are not those")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Raises:
+    """An evaluator that finds something wrong, in words or in numpy."""
+
+    kind: str
+
+    def __call__(self, context):
+        if self.kind == "numpy":
+            np.zeros(2) + np.zeros(3)
+        raise {"value": ValueError, "file": FileNotFoundError}[self.kind]("x: wrong")
+
+
+@pytest.mark.parametrize("kind, said", [
+    ("value", "x: wrong"),
+    ("file", "x: wrong"),
+    ("numpy", "operands could not be broadcast"),
+])  # fmt: skip
+def test_error_of_an_evaluator_names_it_and_keeps_its_place(samples, kind, said):
+    evals = {"a": {"name": f"{__name__}:Raises", "kind": kind}}
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        evaluate_files.run(samples=samples, reference=samples, evals=evals)
+    assert str(raised.value).startswith(f"config.evals.a: {said}")
+    # The program shows numpy's with its traceback, which it knows by the last frame.
+    assert raised.traceback[-1].name == "__call__"
 
 
 def test_evaluator_that_draws_gets_the_file(samples, tmp_path):
@@ -199,7 +327,7 @@ def test_other_shapes_need_a_network_that_resizes(samples, tmp_path, digits):
     with pytest.raises(ValueError) as raised:
         evaluate_files.run(samples=samples, reference=large, evals=quality())
     assert "shape (8, 8, 1), the reference (16, 16, 1); give one" in str(raised.value)
-    plain = {"s": {"name": "samples"}}
+    plain = {"s": {"name": "paired_images"}}
     with pytest.raises(ValueError, match="a feature network that resizes"):
         evaluate_files.run(samples=samples, reference=large, evals=plain)
     assert not (tmp_path / "mine_evaluation").exists()

@@ -86,7 +86,7 @@ def test_micro_batches_must_divide_the_batch(smoke):
 
 def test_guidance_without_classes_is_an_error(smoke):
     source = "{'name': 'generated', 'shape': (4, 4, 1), 'num_classes': 0}"
-    config = smoke("digits", f"data.source={source}")
+    config = smoke("digits", f"data.source={source}", "evals={}")
     experiment.build(config)
     config = changed(config, "guidance.classifier_free.guidance_scale", 2.0)
     with pytest.raises(

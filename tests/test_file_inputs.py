@@ -127,7 +127,9 @@ def test_classes_are_matched_by_name_where_there_are_names(
     _, label = samples.draw(len(folders))
     if expected is None:
         assert samples.spec.num_classes == 0 and label.tolist() == [0] * len(folders)
-        assert bool(samples.note) == bool(reference[0])
+        theirs = ", ".join(reference[1]) or reference[0] or "none"
+        assert f"({', '.join(folders)}) are not those of the" in samples.note
+        assert f"reference ({theirs}): the samples count as without" in samples.note
     else:
         assert label.tolist() == expected and not samples.note
         assert samples.spec.num_classes == (reference[0] if reference else 2)

@@ -1,8 +1,9 @@
-"""The profiler's window, and what TensorBoard is told of the config."""
+"""The profiler's window, what TensorBoard is told, and a save before an error."""
 
+import jax
 import pytest
 
-from diffusionlab import main, train
+from diffusionlab import hooks, main, train
 
 
 @pytest.fixture
@@ -36,3 +37,29 @@ def test_tensorboard_has_the_config_of_the_run_and_no_profile_unless_asked(run):
     (tag,) = [t for t in events.Tags()["tensors"] if t.startswith("config")]
     text = events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
     assert "num_steps: 10" in text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_first_error_is_told_whatever_becomes_of_the_save(
+    processes, monkeypatch, capsys
+):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    before = []
+
+    def save(step):
+        before.append((step, capsys.readouterr().err))
+        raise OSError("the others never came")
+
+    with (
+        pytest.raises(ValueError, match="not finite"),
+        hooks.saving_first(save, 5, True),
+    ):
+        raise ValueError("not finite")
+    # Of several processes the wait for the others may be the last thing of this one.
+    said = "process 0/2: not finite\n" if processes == 2 else ""
+    assert before == [(5, said)]
+    with pytest.raises(ValueError, match="early"), hooks.saving_first(save, 6, False):
+        raise ValueError("early")
+    with hooks.saving_first(save, 7, True):
+        pass
+    assert len(before) == 1

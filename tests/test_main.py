@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -62,6 +63,9 @@ def test_help_imports_no_jax_and_names_every_mode(without_jax):
         (["--config={c}", "--workdir={d}", "--config.train.num_steps=x"],
          "config.train.num_steps: expected int, got 'x'"),
         (["--config={c}", "--workdir={d}", "--part=2"], "--part: expected K/N"),
+        (["--config={c}", "--workdir={d}",
+          "--config.evals={{'a/b': {{'name': 'samples'}}}}"],
+         "config.evals.a/b: a label has letters, digits, - and _ only."),
     ],
 )  # fmt: skip
 def test_mistake_is_one_line_without_jax_and_writes_nothing(
@@ -144,6 +148,9 @@ def test_best_step_is_that_of_the_run(tmp_path, smoke, monkeypatch):
         ([*FILES, "--step=best"], "--step: is of a run"),
         ([*FILES, "--config=none.py"], "there is no file 'none.py'"),
         ([*FILES, "--config={empty}"], "has no evaluators (`evals`)"),
+        ([*FILES, "--config.evals={{}}"], "config.evals: empty, and --samples need an"),
+        ([*FILES, "--config.evals={{'a/b': {{'name': 'samples'}}}}"],
+         "config.evals.a/b: a label has letters, digits, - and _ only."),
         ([*FILES, "--config.seed=1"], "config.seed: with --samples only config.evals"),
         ([*FILES, "--config.sampler.name=ddim"], "config.sampler: there is no such"),
         ([*FILES, "--config.evals.quality.num_sampels=1"],
@@ -210,6 +217,43 @@ def test_error_from_elsewhere_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(main, "run", lambda _: int("not ours"))
     with pytest.raises(ValueError, match="not ours"):
         main.main()
+
+
+def throw(error):
+    raise error
+
+
+@pytest.mark.parametrize("number", main._SYSTEM_ERRORS)
+def test_refusal_of_the_system_is_one_line_wherever_it_was_met(
+    monkeypatch, capsys, number
+):
+    for names, said in ((), ""), (("/x/y",), ": '/x/y'"):
+        error = OSError(number, os.strerror(number), *names)
+        monkeypatch.setattr(main, "run", lambda _, error=error: throw(error))
+        with pytest.raises(SystemExit) as raised:
+            main.main()
+        assert raised.value.code == 1
+        text = f"diffusionlab: error: {os.strerror(number)}{said}\n"
+        assert capsys.readouterr().err == text
+
+
+def test_folder_below_a_file_is_one_line(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setattr(main, "run", lambda _: (file / "a").mkdir())
+    with pytest.raises(SystemExit):
+        main.main()
+    said = f"diffusionlab: error: Not a directory: '{file / 'a'}'\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.EBADF])
+def test_other_error_of_the_system_keeps_its_traceback(monkeypatch, number):
+    error = OSError(number, os.strerror(number), "/x/y")
+    monkeypatch.setattr(main, "run", lambda _: throw(error))
+    with pytest.raises(OSError) as raised:
+        main.main()
+    assert raised.value is error
 
 
 def raising(raised):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionlab import curves, pictures, report
+from diffusionlab import curves, pictures, report, workdir
 
 NASTY = "</script><script>document.title='pwned'</script>"
 
@@ -102,6 +102,24 @@ def test_a_directory_of_evaluations_alone_is_a_page(run):
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == ["Evaluation", "Quality against steps", "Curves"]
     assert "diffusionlab evaluation</p>" in page
+
+
+def test_what_is_not_finite_is_told_and_a_gap_in_its_curve(tmp_path):
+    inf, folder = float("inf"), tmp_path / "evals"
+    folder.mkdir()
+    for step, value in enumerate((0.5, inf, 0.25, inf), 1):
+        numbers = {"recall": value, "recall/0": -value, "recall/1": 1.0}
+        result = {"step": step, "evaluator": "q", "numbers": numbers}
+        result |= {"class_names": ["0", "1"], "intervals": {"recall": (0.0, value)}}
+        workdir.write_json(folder / f"{step}_q.json", result)
+    page = report.write_report(tmp_path).read_text()
+    assert "<dt>recall</dt><dd>inf</dd>" in page and "95 %: 0 to inf" in page
+    assert "<td>-inf</td>" in page
+    data = json.loads(re.search("id='data'>(.*?)</script>", page)[1])
+    lines = {c["title"]: c["series"][0] for c in data["charts"]}
+    points = [[1, 0.5], [2, None], [3, 0.25], [4, None]]
+    assert lines["eval/q/recall"]["points"] == points
+    assert lines["eval/q/recall"]["band"] == [[1, 0.0, 0.5], [3, 0.0, 0.25]]
 
 
 def test_tiles_of_one_name_say_whose_they_are(tmp_path):

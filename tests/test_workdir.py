@@ -1,9 +1,11 @@
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from diffusionlab import workdir
@@ -86,6 +88,39 @@ def test_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         workdir.write_json(path, {"a": object()})
     assert listing(tmp_path) == {"x.json": '{\n  "a": 1\n}\n'}
+
+
+def _refuse(word):
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_numbers_that_are_not_finite_are_texts_and_come_back(tmp_path):
+    inf, path = math.inf, tmp_path / "x.json"
+    numbers = {"mifid": inf, "low": (-inf, 1.5), "in": [{"deep": np.float64("nan")}]}
+    written = {"mifid": "inf", "low": ["-inf", 1.5], "in": [{"deep": "nan"}]}
+    workdir.write_json(path, {**numbers, "name": "inception", "off": None, "on": True})
+    found = json.loads(path.read_text(), parse_constant=_refuse)
+    assert found == {**written, "name": "inception", "off": None, "on": True}
+    found = workdir.read_json(path)
+    assert math.isnan(found["in"][0].pop("deep"))
+    assert found == {
+        "mifid": inf, "low": [-inf, 1.5], "in": [{}],
+        "name": "inception", "off": None, "on": True,
+    }  # fmt: skip
+    # As runs of earlier versions have them.
+    path.write_text("[Infinity]")
+    assert workdir.read_json(path) == [inf]
+
+
+def test_a_run_goes_on_whose_config_has_an_infinity(tmp_path):
+    config = {**CONFIG, "sampler": {"churn_max": math.inf}}
+    for _ in range(2):
+        workdir.check(tmp_path, config, "auto")
+        claim(tmp_path, config)
+    assert workdir.read_config(tmp_path) == config
+    assert not (tmp_path / "config.0.json").exists(), "it is the same config"
+    text = (tmp_path / "config.json").read_text()
+    json.loads(text, parse_constant=_refuse)
 
 
 def test_a_file_is_no_run_directory(tmp_path):

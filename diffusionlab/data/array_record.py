@@ -182,12 +182,19 @@ class ArrayRecord:
         spec = types.DataSpec(
             tuple(stated["shape"]), stated["num_classes"], tuple(stated["class_names"])
         )
+        object.__setattr__(self, "_shards", shards)
         object.__setattr__(self, "_records", records)
         object.__setattr__(self, "_spec", spec)
 
     @property
     def spec(self) -> types.DataSpec:
         return self._spec
+
+    @property
+    def version(self) -> str:
+        """Changes with the shards of the split, as the directory describes them."""
+        root = pathlib.Path(self.path)
+        return base.files_version(root, [root / "spec.json", *self._shards])
 
     def __len__(self) -> int:
         return len(self._records)

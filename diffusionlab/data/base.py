@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pathlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -47,6 +49,26 @@ def check_fraction(test_fraction: float) -> None:
         raise ValueError(
             f"test_fraction: must be above 0 and below 1, got {test_fraction}."
         )
+
+
+def short_hash(parts: object) -> str:
+    """Returns 16 hex digits that tell plain values from others."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def files_version(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
+    """Returns what changes with files, without reading them; '' where there are none.
+
+    Args:
+      root: folder that they lie below; its own name does not count.
+      paths: of the files, in any order.
+    """
+    entries = []
+    for path in paths:
+        stat = path.stat()
+        name = path.relative_to(root).as_posix()
+        entries.append((name, stat.st_size, stat.st_mtime_ns))
+    return short_hash(sorted(entries)) if entries else ""
 
 
 def stack(examples: Iterable[Mapping[str, np.ndarray]]) -> Example:

@@ -7,11 +7,9 @@ be read is refused with a line that says how to write it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from diffusionlab.data import array_files, base, image_folder, images
 
 _TOLERANCE = 1e-3  # by which floats may leave [-1, 1]: of rounding, or half precision
 _BLOCK_BYTES = 2**24
+_FIRST_BYTES = 2**18  # at a time, where the first of them mostly tell
 _PAIRS = {"x": "label", "arr_0": "arr_1", "": None}
 _GREY, _COLOUR = ("1", "L"), ("RGB", "P")
 
@@ -32,14 +31,16 @@ class ExampleFiles:
     `[N, T, H, W, 1 or 3]` videos or `[N, D]` points, and may have the integers `label`
     or `arr_1`, `[N]`. uint8 is [0, 255]; floats of images and videos are in [-1, 1].
     The array `range` may say that black and white of floats are other numbers, or that
-    they are -1 and 1 although some go beyond: those stay as they are.
+    they are -1 and 1 although some go beyond, which stay as they are, or although none
+    is dark enough to show it.
 
     A folder has images of one size in it and in all folders below it, in the order of
     their paths; where all lie in two or more sub-folders, those are the classes. Pixels
     are taken as they are stored: orientation tags are not heeded. Images are grey if
     all of them are.
 
-    Examples are read when they are asked for, but floats are looked through once.
+    Examples are read when they are asked for, but floats are looked through once, and
+    uint8 up to the first value that is neither 0 nor 1.
 
     Attributes:
       path: of the file or folder.
@@ -84,10 +85,6 @@ class ExampleFiles:
         return example
 
 
-def _hash(parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
 class _File:
     """An .npz or .npy file."""
 
@@ -109,7 +106,7 @@ class _File:
         except ValueError as error:
             raise ValueError(f"path: {error}") from None
         used = [n for n in (name, kept, "range") if n in members]
-        self.version = _hash([(n, members[n]) for n in used])
+        self.version = base.short_hash([(n, members[n]) for n in used])
         self.num = len(self._x)
         classes = 0 if self.label is None else int(self.label.max()) + 1
         self.spec = types.DataSpec(tuple(self._x.shape[1:]), classes)
@@ -189,14 +186,25 @@ def _check_array(x, name: str, path: pathlib.Path) -> None:
     )
 
 
+def _blocks(x, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index of the first row, `[R, values of a row]`) of about that size."""
+    size = int(np.prod(x.shape[1:]))
+    rows = max(1, num_bytes // (x.dtype.itemsize * size))
+    for start in range(0, len(x), rows):
+        yield start, np.asarray(x[start : start + rows]).reshape(-1, size)
+
+
 def _check_values(x, path: pathlib.Path, has_range: bool) -> None:
-    """Raises ValueError for floats that are not finite, or not clearly in [-1, 1]."""
+    """Raises ValueError for values that are not finite, or not clearly of the range."""
     if x.dtype == np.uint8:
+        if not any(block.max() > 1 for _, block in _blocks(x, _FIRST_BYTES)):
+            raise ValueError(
+                f"the pixels in {path} are uint8 and none is above 1, and white is "
+                "255; of pixels that are 0 or 1 write 255 * x."
+            )
         return
     low, high, bad, first = np.inf, -np.inf, 0, 0
-    rows = max(1, _BLOCK_BYTES // (x.dtype.itemsize * int(np.prod(x.shape[1:]))))
-    for start in range(0, len(x), rows):
-        block = np.asarray(x[start : start + rows]).reshape(-1, np.prod(x.shape[1:]))
+    for start, block in _blocks(x, _BLOCK_BYTES):
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             first = first if bad else start + int(np.argmin(finite))
@@ -218,11 +226,14 @@ def _check_values(x, path: pathlib.Path, has_range: bool) -> None:
             "x.round().astype('uint8'), and of others the array range=[black, white] "
             "beside them."
         )
-    if low >= 0 and low < high:
+    # What a filter or a network wrote in [0, 1] may go below 0, so one negative value
+    # does not make it [-1, 1].
+    from_zero = low >= -_TOLERANCE and low < high
+    if from_zero or (low > -0.5 and high > 0.5):
         raise ValueError(
             f"{lie}, so black may be 0 or -1; write the array range=[0, 1] or [-1, 1] "
-            "beside them, or uint8: of pixels in [0, 1] (255 * x).round().astype("
-            "'uint8')."
+            "beside them, or uint8: of pixels in [0, 1] (255 * x.clip(0, 1)).round()"
+            ".astype('uint8')."
         )
 
 
@@ -253,13 +264,7 @@ class _Folder:
         else:
             self.label = np.asarray([classes.index(top) for top in tops], np.int32)
         self.spec = types.DataSpec(shape, len(classes), classes)
-        stats = [path.stat() for path in self._paths]
-        self.version = _hash(
-            [
-                (name, stat.st_size, stat.st_mtime_ns)
-                for (name, _), stat in zip(files, stats, strict=True)
-            ]
-        )
+        self.version = base.files_version(root, self._paths)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         with futures.ThreadPoolExecutor() as pool:

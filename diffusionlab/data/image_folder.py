@@ -98,6 +98,12 @@ class ImageFolder:
         shape = (self.size, self.size, 3)
         return types.DataSpec(shape, len(self._classes), self._classes)
 
+    @property
+    def version(self) -> str:
+        """Changes with the files of the split, as the directory describes them."""
+        root = pathlib.Path(self.path)
+        return base.files_version(root, [root / file for file in self._files])
+
     def __len__(self) -> int:
         return len(self._files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Tfds:
         except ValueError as error:
             raise ValueError(f"{self.split}_split: {error}") from error
         object.__setattr__(self, "_spec", self._make_spec(builder.info.features))
+        object.__setattr__(self, "_folder", pathlib.Path(builder.data_dir))
         object.__setattr__(self, "_records", records)
 
     def _builder(self):
@@ -120,6 +122,12 @@ class Tfds:
     @property
     def spec(self) -> types.DataSpec:
         return self._spec
+
+    @property
+    def version(self) -> str:
+        """Changes with the prepared files; '' where they are not on a file system."""
+        files = [path for path in self._folder.rglob("*") if path.is_file()]
+        return base.files_version(self._folder, files)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -45,6 +45,8 @@ class Samples:
     num_classes: int = 20
     every: int = 0
 
+    compares_splits = True  # training with held-out data: one set is not enough
+
     def __post_init__(self):
         if self.num_samples <= self.k or self.num_real <= self.k or self.k < 1:
             raise ValueError(

@@ -8,14 +8,17 @@ samples, theta_(i) is the statistic without group i, and
     interval = theta ± t_{g-1}(0.975) se                                            (2)
 
 Unlike the bootstrap it adds no duplicates, to which Frechet distances and neighbours
-are not indifferent, and it costs g statistics.
+are not indifferent, and it costs g statistics. Groups are random, whatever the order
+of the samples. Their classes count as drawn by chance like the samples themselves: of
+samples with a fixed number of each class the intervals are too wide rather than too
+narrow.
 
 Source: Efron and Stein 1981 for (1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +28,7 @@ from diffusionlab.metrics.moments import Moments
 from diffusionlab.types import EvalResult
 
 Interval = tuple[float, float]
-_PIECE = 4096  # rows looked at together
+_SEED = 1981  # of the groups
 
 
 class Features(Protocol):
@@ -87,14 +90,16 @@ def jackknife(value: float, without: Sequence[float]) -> Interval:
     return float(value - half), float(value + half)
 
 
-def groups_of(num: int, groups: int) -> list[slice]:
-    """Returns `groups` contiguous slices of nearly equal size.
+def groups_of(num: int, groups: int) -> list[np.ndarray]:
+    """Returns a random partition of `num` rows into groups of nearly equal size.
 
-    Samples are independent, and their classes come in turn, so that a contiguous group
-    is as good as a random one and reads a memory map in order.
+    It depends on the two numbers alone. Contiguous groups would be those of one class
+    each where samples are sorted by class. The indices of a group ascend, so that a
+    memory map is read in order.
     """
+    order = np.random.default_rng(_SEED).permutation(num)
     edges = np.linspace(0, num, groups + 1).astype(int)
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [np.sort(order[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def of_mean(values: np.ndarray) -> tuple[float, Interval]:
@@ -113,8 +118,8 @@ def check_groups(groups: int) -> None:
         )
 
 
-def of_share(count: int, num: int) -> tuple[float, Interval]:
-    """Returns count / num of independent yes-or-no values, and Wilson's interval.
+def of_share(count: float, num: int) -> tuple[float, Interval]:
+    """Returns count / num of `num` independent yes-or-no values, and Wilson's interval.
 
     Unlike that of `of_mean` it has a width where all values are the same.
 
@@ -142,7 +147,7 @@ def rows_of(features: Features, output: str) -> np.ndarray:
             f"{features.name}: '{output}' must be [N, d] with at least one row, got "
             f"shape {rows.shape}."
         )
-    pieces = (rows[i : i + _PIECE] for i in range(0, len(rows), _PIECE))
+    pieces = moments_lib.pieces(rows)
     bad = sum(int(np.sum(~np.isfinite(piece).all(axis=1))) for piece in pieces)
     if bad:
         raise ValueError(
@@ -201,9 +206,9 @@ def both_moments(
     return a, b
 
 
-def group_moments(rows: np.ndarray, groups: int) -> list[Moments]:
-    """Returns the moments of each of `groups_of`."""
-    return [moments_lib.of_rows(rows[part]) for part in groups_of(len(rows), groups)]
+def group_moments(rows: np.ndarray, groups: int) -> Iterator[Moments]:
+    """Yields the moments of each of `groups_of`; all of them are large."""
+    return (moments_lib.of_rows(rows, part) for part in groups_of(len(rows), groups))
 
 
 def check_positive(**fields: int | float) -> None:

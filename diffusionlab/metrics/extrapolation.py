@@ -50,20 +50,19 @@ def sizes(num: int, smallest: int, points: int) -> np.ndarray:
 
 
 def _intercepts(
-    rows: np.ndarray,
     sizes: np.ndarray,
     repeats: int,
     seed: int,
     scores: Callable[[list[np.ndarray]], list[float]],
 ) -> list[float]:
-    """Equation 1 for each of `repeats` orders; `scores` gets the added rows."""
+    """Equation 1 for each of `repeats` orders; `scores` gets the indices added."""
     rng, found = np.random.default_rng(seed), []
     edges = [0, *sizes]
     for _ in range(repeats):
-        order = rng.permutation(len(rows))
+        order = rng.permutation(sizes[-1])
         added = [
             # Ascending, so that a memory map is read in order.
-            rows[np.sort(order[start:stop])]
+            np.sort(order[start:stop])
             for start, stop in zip(edges[:-1], edges[1:], strict=True)
         ]
         found.append(extrapolate(sizes, scores(added)))
@@ -131,16 +130,17 @@ class FrechetInfinity:
 
         def scores(added):
             total, found = None, []
-            for part in map(moments_lib.of_rows, added):
+            for index in added:
+                part = moments_lib.of_rows(rows, index)
                 total = part if total is None else moments_lib.merge([total, part])
                 found.append(distance(total))
             return found
 
-        found = _intercepts(rows, numbers, self.repeats, self.seed, scores)
+        found = _intercepts(numbers, self.repeats, self.seed, scores)
         intervals, notes = {}, _about("frechet_infinity", numbers, self.repeats)
         if self.groups and len(rows) >= max(self.groups, 4):
+            whole = base.moments_of(samples, "features")
             parts = base.group_moments(rows, self.groups)
-            whole = moments_lib.merge(parts)
             rest = [distance(moments_lib.without(whole, part)) for part in parts]
             intervals["frechet_infinity"] = _interval(found, distance(whole), rest)
         if numbers[0] <= widths[0]:
@@ -183,14 +183,15 @@ class InceptionScoreInfinity:
         numbers = sizes(len(rows), self.smallest, self.points)
 
         def scores(added):
-            totals = np.cumsum([inception_score.sums(part) for part in added], axis=0)
+            sums = [inception_score.sums(rows, index) for index in added]
+            totals = np.cumsum(sums, axis=0)
             return [inception_score.score(total) for total in totals]
 
-        found = _intercepts(rows, numbers, self.repeats, self.seed, scores)
+        found = _intercepts(numbers, self.repeats, self.seed, scores)
         intervals = {}
         if self.groups and len(rows) >= self.groups:
             groups = base.groups_of(len(rows), self.groups)
-            parts = np.stack([inception_score.sums(rows[part]) for part in groups])
+            parts = np.stack([inception_score.sums(rows, part) for part in groups])
             total = parts.sum(axis=0)
             rest = [inception_score.score(total - part) for part in parts]
             value = inception_score.score(total)

@@ -200,9 +200,12 @@ def _measured(name, output, samples, reference, groups) -> EvalResult:
 
 def about(a: Moments, b: Moments) -> str:
     """Returns what a distance was computed from, for the notes."""
-    known = f"{b.num}" if np.isfinite(b.num) else "an unknown number of"
+    known, other = (
+        f"{part.num}" if np.isfinite(part.num) else "an unknown number of"
+        for part in (a, b)
+    )
     return (
-        f"{a.num} samples against {known} examples, {len(a.mean)} features, covariance "
+        f"{known} samples against {other} examples, {len(a.mean)} features, covariance "
         "with divisor N - 1"
     )
 

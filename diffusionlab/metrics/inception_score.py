@@ -17,9 +17,11 @@ import dataclasses
 
 import numpy as np
 
-from diffusionlab.metrics import base
+from diffusionlab.metrics import base, moments
 from diffusionlab.metrics.base import Features
 from diffusionlab.types import EvalResult
+
+_GROUPS = 10  # of the jackknife where splits are not random, or there is one
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -29,14 +31,19 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     return special.log_softmax(np.asarray(logits, np.float64), axis=1)
 
 
-def sums(logits: np.ndarray) -> np.ndarray:
+def sums(logits: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
     """Returns what equation 1 needs of `[N, C]` logits, and adds up: `[C + 2]`.
 
-    That is sum_i p_ic for each class, sum_ic p_ic log p_ic, and N.
+    That is sum_i p_ic for each class, sum_ic p_ic log p_ic, and N; of the rows `index`
+    where they are given.
     """
-    log_p = log_probabilities(logits)
-    p = np.exp(log_p)
-    return np.concatenate([p.sum(axis=0), [np.vdot(p, log_p), len(log_p)]])
+    total = np.zeros(logits.shape[1] + 2)
+    for piece in moments.pieces(logits, index):
+        log_p = log_probabilities(piece)
+        p = np.exp(log_p)
+        total[:-2] += p.sum(axis=0)
+        total[-2:] += np.vdot(p, log_p), len(p)
+    return total
 
 
 def score(total: np.ndarray) -> float:
@@ -47,19 +54,32 @@ def score(total: np.ndarray) -> float:
     return float(np.exp(total[-2] / num - np.sum(special.xlogy(mean, mean))))
 
 
-def split_scores(logits: np.ndarray, splits: int, seed: int | None) -> np.ndarray:
-    """Returns equation 1 of each split of `[N, C]`; without a seed in their order."""
-    num = len(logits)
+def splits_of(num: int, splits: int, seed: int | None) -> list[np.ndarray]:
+    """Returns the rows of each split, ascending; without a seed in their order."""
     order = np.arange(num)
     if seed is not None:
         order = np.random.RandomState(seed).permutation(num)
     edges = [i * num // splits for i in range(splits + 1)]
-    return np.array(
-        [
-            score(sums(logits[order[start:stop]]))
-            for start, stop in zip(edges[:-1], edges[1:], strict=True)
-        ]
+    return [np.sort(order[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def split_scores(logits: np.ndarray, splits: int, seed: int | None) -> np.ndarray:
+    """Returns equation 1 of each split of `[N, C]`; see `splits_of`."""
+    parts = splits_of(len(logits), splits, seed)
+    return np.array([score(sums(logits, part)) for part in parts])
+
+
+def _without_groups(logits, splits, seed) -> list[float]:
+    """The mean over splits without each of `groups_of`."""
+    parts = splits_of(len(logits), splits, seed)
+    group = np.empty(len(logits), int)
+    for g, index in enumerate(base.groups_of(len(logits), _GROUPS)):
+        group[index] = g
+    found = np.array(
+        [[sums(logits, p[group[p] == g]) for g in range(_GROUPS)] for p in parts]
     )
+    rest = found.sum(axis=1, keepdims=True) - found
+    return [float(np.mean([score(split[g]) for split in rest])) for g in range(_GROUPS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +93,8 @@ class InceptionScore:
 
     Attributes:
       splits: of the samples.
-      seed: of the order of the samples; None leaves them as they are.
+      seed: of the order of the samples; None leaves them as they are, which is wrong
+        for those sorted by class.
     """
 
     splits: int = 10
@@ -92,15 +113,13 @@ class InceptionScore:
             )
         scores = split_scores(logits, self.splits, self.seed)
         mean, interval = float(scores.mean()), None
-        if self.splits > 1:
-            # Splits are independent, which makes them groups of a jackknife of a mean.
+        if self.splits > 1 and self.seed is not None:
+            # Random splits are themselves groups of a jackknife of a mean.
             rest = (scores.sum() - scores) / (self.splits - 1)
             interval = base.jackknife(mean, rest)
-        elif len(logits) >= 10:
-            parts = np.stack([sums(logits[p]) for p in base.groups_of(len(logits), 10)])
-            interval = base.jackknife(
-                mean, [score(parts.sum(axis=0) - part) for part in parts]
-            )
+        elif len(logits) >= 2 * _GROUPS * self.splits:
+            rest = _without_groups(logits, self.splits, self.seed)
+            interval = base.jackknife(mean, rest)
         numbers = {"inception_score": mean, "inception_score_std": float(scores.std())}
         notes = {
             "inception_score": f"{len(logits)} samples in {self.splits} splits, "

@@ -14,6 +14,7 @@ Source: Binkowski et al. 2018 (arXiv 1801.01401), section 4; Jayasumana et al. 2
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from diffusionlab.metrics import base
 from diffusionlab.metrics.base import Features
 from diffusionlab.types import EvalResult
 
-_BLOCK = 4096  # rows of either set in one block of a kernel matrix: 128 MB
+_BLOCK = 2048  # rows of either set in one block of a kernel matrix: 32 MB
+_FEW = 1000  # examples, below which the draw of the reference matters
 
 
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -108,7 +110,11 @@ class Kernel:
     Numbers `kernel`, the mean over subsets, and `kernel_std` over them (divisor: their
     number). With the defaults they are those of torch-fidelity. The interval has two
     parts: that of the samples, from the first-order influence of each, and that of the
-    choice of subsets, kernel_std² over their number.
+    choice of subsets, kernel_std² over their number. It does not hold what another
+    draw of the reference would change: below 0 as a whole, it says that the reference
+    is small, not that the samples are better than data.
+
+    Where every subset is the whole of both sets there is one, and no `kernel_std`.
 
     Attributes:
       subsets: random ones.
@@ -136,24 +142,44 @@ class Kernel:
                 f"{samples.name}, {reference.name}: a kernel distance needs at least 2 "
                 f"examples of each, got {len(x)} and {len(y)}."
             )
-        found = kernel_subsets(x, y, self.subsets, size, self.seed)
+        subsets = 1 if size == len(x) == len(y) else self.subsets
+        found = kernel_subsets(x, y, subsets, size, self.seed)
         mean, std = float(found.values.mean()), float(found.values.std())
+        of = "1 subset" if subsets == 1 else f"{subsets} subsets"
         notes = {
-            "kernel": f"{self.subsets} subsets of {size} from {len(x)} samples and "
-            f"{len(y)} examples, {x.shape[1]} features"
+            "kernel": f"{of} of {size} from {len(x)} samples and {len(y)} examples, "
+            f"{x.shape[1]} features"
         }
-        if size < self.subset_size:
-            notes["warning"] = (
-                f"subsets of {size}, as there are no {self.subset_size} examples in "
-                "both sets: the expectation is the same, the spread is larger."
-            )
+        numbers = {"kernel": mean}
+        if size == len(x) == len(y):
+            notes["kernel_std"] = "none: every subset is the whole of both sets"
+        else:
+            numbers["kernel_std"] = std
+        few = _warning(size, self.subset_size, len(y))
+        if few:
+            notes["warning"] = few
         influence = found.influence[~np.isnan(found.influence)]
-        square = influence.var(ddof=1) / len(x) + std**2 / self.subsets
+        square = influence.var(ddof=1) / len(x) + std**2 / subsets
         half = 1.96 * np.sqrt(square)
         intervals = {"kernel": (float(mean - half), float(mean + half))}
-        return EvalResult(
-            {"kernel": mean, "kernel_std": std}, notes, intervals=intervals
+        return EvalResult(numbers, notes, intervals=intervals)
+
+
+def _warning(size: int, wanted: int, num_other: int) -> str | None:
+    """What to know of small sets, or None."""
+    found = []
+    if size < wanted:
+        found.append(
+            f"subsets of {size}, as there are no {wanted} examples in both sets: the "
+            "expectation is the same, the spread is larger"
         )
+    if num_other < _FEW or size == num_other:
+        found.append(
+            f"the draw of the {num_other} examples of the reference shifts all values "
+            "alike, also below 0, and the interval does not hold it: compare with the "
+            "value of real data against the same reference"
+        )
+    return "; ".join(found) + "." if found else None
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -163,13 +189,22 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(length == 0, 1.0, length)
 
 
-def _gaussian_sum(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
+class _Part(NamedTuple):
+    """The rows `index` of a set, which are read in blocks as they are needed."""
+
+    rows: np.ndarray
+    index: np.ndarray
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.index), _BLOCK):
+            yield unit(self.rows[self.index[start : start + _BLOCK]])
+
+
+def _gaussian_sum(x: _Part, y: _Part, bandwidth: float) -> float:
     """The sum of CMMD's kernel over all pairs, block by block."""
     total = 0.0
-    for i in range(0, len(x), _BLOCK):
-        left = unit(x[i : i + _BLOCK])
-        for j in range(0, len(y), _BLOCK):
-            right = unit(y[j : j + _BLOCK])
+    for left in x.blocks():
+        for right in y.blocks():
             block = left @ right.T
             # |x - y|² = |x|² + |y|² - 2 x.y, and rows of zeros have length 0.
             block *= -2.0
@@ -211,14 +246,16 @@ def kernel_sums(
     x: np.ndarray, y: np.ndarray, bandwidth: float = 10.0, groups: int = 1
 ) -> KernelSums:
     """Returns the sums of CMMD's kernel over `x` `[N, d]` and `y` `[M, d]`."""
-    parts = [x[part] for part in base.groups_of(len(x), groups)]
+    parts = [_Part(x, index) for index in base.groups_of(len(x), groups)]
+    other = _Part(y, np.arange(len(y)))
     within = np.zeros((groups, groups))
     for g, left in enumerate(parts):
         for h in range(g, groups):
             within[g, h] = within[h, g] = _gaussian_sum(left, parts[h], bandwidth)
-    across = np.array([_gaussian_sum(part, y, bandwidth) for part in parts])
-    num = np.array([len(part) for part in parts])
-    return KernelSums(num, within, across, _gaussian_sum(y, y, bandwidth), len(y))
+    across = np.array([_gaussian_sum(part, other, bandwidth) for part in parts])
+    num = np.array([len(part.index) for part in parts])
+    among = _gaussian_sum(other, other, bandwidth)
+    return KernelSums(num, within, across, among, len(y))
 
 
 def cmmd(

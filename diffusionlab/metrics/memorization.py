@@ -25,18 +25,19 @@ from diffusionlab.metrics import base, frechet, kernel, neighbours
 from diffusionlab.metrics.base import Features
 from diffusionlab.types import EvalResult
 
-_CHUNK = 2**23  # entries of a block of cosines: 64 MB
+_CHUNK = 2**22  # entries of a block of cosines: 32 MB
 _SAME = 1e-8  # a Frechet distance up to here is that of equal sets
 
 
 def cosine_distances(samples: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Returns min_i (1 - |cos(f_j, r_i)|) for each of `samples`, `[M]` in [0, 1]."""
     largest = np.zeros(len(samples))
-    rows = max(1, _CHUNK // len(samples))
-    left = kernel.unit(samples)
-    for start in range(0, len(reference), rows):
-        block = left @ kernel.unit(reference[start : start + rows]).T
-        np.maximum(largest, np.abs(block, out=block).max(axis=1), out=largest)
+    rows = max(1, int(_CHUNK**0.5))
+    for i in range(0, len(samples), rows):
+        left, found = kernel.unit(samples[i : i + rows]), largest[i : i + rows]
+        for j in range(0, len(reference), rows):
+            block = left @ kernel.unit(reference[j : j + rows]).T
+            np.maximum(found, np.abs(block, out=block).max(axis=1), out=found)
     return np.maximum(1.0 - largest, 0.0)
 
 

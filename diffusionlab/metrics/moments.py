@@ -12,7 +12,7 @@ Source: Chan, Golub and LeVeque 1979, equation 2.1, for vectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -41,10 +41,20 @@ class Moments(NamedTuple):
         return self.scatter / (self.num - 1)
 
 
-def of_rows(rows: np.ndarray) -> Moments:
-    """Returns the moments of `[N, d]`; a memory map is read piece by piece."""
-    pieces = (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
-    return merge(map(_of_piece, pieces))
+def pieces(rows: np.ndarray, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yields the rows of `[N, d]`, or those of `index`, some thousand at a time."""
+    num = len(rows) if index is None else len(index)
+    for start in range(0, num, _ROWS):
+        some = slice(start, start + _ROWS)
+        yield rows[some if index is None else index[some]]
+
+
+def of_rows(rows: np.ndarray, index: np.ndarray | None = None) -> Moments:
+    """Returns the moments of `[N, d]`, or of its rows `index`.
+
+    A memory map is read piece by piece; ascending indices read it in order.
+    """
+    return merge(map(_of_piece, pieces(rows, index)))
 
 
 def _of_piece(rows: np.ndarray) -> Moments:

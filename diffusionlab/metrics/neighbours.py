@@ -10,7 +10,7 @@ f_j with radii F_j and d_ij = |r_i - f_j|:
     coverage  = mean_i [some j: d_ij <= R_i]                                        (4)
 
 with < in place of <= where `strict`. Distances are compared as in float64, see
-`distances.py`.
+`distances.py`, which keeps both sets as float32 in memory.
 
 Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2, for (1) and (2);
 Naeem et al. 2020 (arXiv 2002.09797), equations 3 and 4, for (3) and (4).
@@ -27,6 +27,8 @@ from diffusionlab.metrics import base, distances
 from diffusionlab.metrics.base import Features, Interval
 from diffusionlab.metrics.distances import Points
 from diffusionlab.types import EvalResult
+
+_FEW = 10  # values that differ from all others, below which a jackknife misses them
 
 
 def flat(x: np.ndarray) -> np.ndarray:
@@ -60,7 +62,7 @@ def knn_radii(x: np.ndarray, k: int) -> np.ndarray:
     return np.sqrt(distances.kth_nearest(points, points, k, np.arange(len(x)))[1])
 
 
-def _square_radii(x: Points, k: int, parts: list[slice]) -> np.ndarray:
+def _square_radii(x: Points, k: int, parts: list[np.ndarray]) -> np.ndarray:
     """Squared radii to within a margin `[1 + len(parts), N]`: all, without each part.
 
     With a single part, which is all rows, there is nothing without it: `[1, N]`.
@@ -71,7 +73,7 @@ def _square_radii(x: Points, k: int, parts: list[slice]) -> np.ndarray:
         # Not every point finds itself at exactly 0, so itself is taken out by place.
         block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = np.inf
         for i, part in enumerate(parts):
-            some = block[:, part]
+            some = np.take(block, part, axis=1)
             if some.shape[1] > k:
                 some.partition(k - 1, axis=1)
                 some = some[:, :k]
@@ -94,7 +96,7 @@ class _Balls:
       without: `[groups, N]` float32, squared radii without each group.
     """
 
-    def __init__(self, x: Points, k: int, parts: list[slice], strict: bool):
+    def __init__(self, x: Points, k: int, parts: list[np.ndarray], strict: bool):
         radii = _square_radii(x, k, parts)
         band = 2 * x.margin(radii[0])  # of a radius, and of a distance to be compared
         self.low = (radii[0] - band).astype(np.float32)
@@ -104,16 +106,14 @@ class _Balls:
         self._less = np.less if strict else np.less_equal
         self._exact = np.full(len(x), np.nan)
 
-    def hold(
-        self, which: np.ndarray, others: np.ndarray, other: np.ndarray
-    ) -> np.ndarray:
-        """Whether the balls `which` `[P]` hold the rows `other` `[P]` of `others`."""
+    def hold(self, which: np.ndarray, others: Points, other: np.ndarray) -> np.ndarray:
+        """Whether the balls `which` `[P]` hold the points `other` `[P]` of `others`."""
         new = np.unique(which[np.isnan(self._exact[which])])
         if len(new):
             some = self._x.take(new)
             self._exact[new] = distances.kth_nearest(some, self._x, self._k, new)[1]
-        apart = distances.exact(others, self._x.rows, other, which)
-        return self._less(apart, self._exact[which])
+        radii = self._exact[which]
+        return self._less(distances.near(others, self._x, other, which, radii), radii)
 
 
 class Inside(NamedTuple):
@@ -156,7 +156,7 @@ def inside(
     parts = base.groups_of(len(fake), max(groups, 1))
     centre = distances.centre(real)
     x, y = distances.points(real, centre), distances.points(fake, centre)
-    of_real = _Balls(x, k, [slice(0, len(x))], strict)
+    of_real = _Balls(x, k, [np.arange(len(x))], strict)
     of_fake = None
     if recall:
         check_k(k, len(fake))
@@ -167,21 +167,22 @@ def inside(
     for rows, block in distances.blocks(y, x):
         within = block < of_real.low
         j, i = distances.places(within ^ (block <= of_real.high))
-        within[j, i] = of_real.hold(i, fake, j + rows.start)
+        within[j, i] = of_real.hold(i, y, j + rows.start)
         balls[rows] = np.count_nonzero(within, axis=1)
         if recall:
             reached = block < of_fake.low[rows, None]
             j, i = distances.places(reached ^ (block <= of_fake.high[rows, None]))
-            reached[j, i] = of_fake.hold(j + rows.start, real, i)
+            reached[j, i] = of_fake.hold(j + rows.start, x, i)
             recalled[0] |= reached.any(axis=0)
         for g, part in enumerate(parts):
-            start, stop = max(rows.start, part.start), min(rows.stop, part.stop)
-            here = slice(start - rows.start, max(stop, start) - rows.start)
+            of_part = part[slice(*np.searchsorted(part, [rows.start, rows.stop]))]
+            here = of_part - rows.start
             covered[g] |= within[here].any(axis=0)
+            some = block[here] if groups and recall else None
             for left_out in range(groups if recall else 0):
                 if left_out != g:
-                    radii = of_fake.without[left_out, start : max(stop, start), None]
-                    recalled[1 + left_out] |= (block[here] <= radii).any(axis=0)
+                    radii = of_fake.without[left_out, of_part, None]
+                    recalled[1 + left_out] |= (some <= radii).any(axis=0)
     times = covered.sum(axis=0)
     return Inside(
         balls, times > 0, recalled[0], times[None] > covered[:groups], recalled[1:]
@@ -226,7 +227,8 @@ class PrecisionRecall:
     Attributes:
       k: neighbour that sets the radius of a ball.
       strict: < in place of <=.
-      groups: of the jackknife behind the interval of recall; 0 is without intervals.
+      groups: of the jackknife behind the interval of recall, which is at least
+        Wilson's where nearly all or no examples are recalled; 0 is without intervals.
     """
 
     k: int = 3
@@ -247,7 +249,9 @@ class PrecisionRecall:
         numbers = {"precision": precision, "recall": float(found.recalled.mean())}
         intervals = {"precision": interval} if self.groups else {}
         if groups:
-            intervals["recall"] = _of_groups(found.recalled, found.recalled_without)
+            intervals["recall"] = _of_groups(
+                found.recalled, found.recalled_without, len(fake)
+            )
         notes = {"precision": _about(real, fake, self.k, self.strict)}
         return EvalResult(numbers, notes, intervals=intervals)
 
@@ -263,7 +267,8 @@ class DensityCoverage:
     Attributes:
       k: neighbour that sets the radius of a ball.
       strict: < in place of <=.
-      groups: of the jackknife behind the interval of coverage; 0 is without intervals.
+      groups: of the jackknife behind the interval of coverage, which is at least
+        Wilson's where nearly all or no examples are covered; 0 is without intervals.
     """
 
     k: int = 5
@@ -285,7 +290,9 @@ class DensityCoverage:
             density, intervals["density"] = base.of_mean(found.balls / self.k)
         numbers = {"density": density, "coverage": float(found.covered.mean())}
         if groups:
-            intervals["coverage"] = _of_groups(found.covered, found.covered_without)
+            intervals["coverage"] = _of_groups(
+                found.covered, found.covered_without, len(fake)
+            )
         notes = {"density": _about(real, fake, self.k, self.strict)}
         return EvalResult(numbers, notes, intervals=intervals)
 
@@ -304,9 +311,20 @@ def _groups(num: int, groups: int, k: int) -> int:
     return groups if num >= groups and num - largest > k else 0
 
 
-def _of_groups(values: np.ndarray, without: np.ndarray) -> Interval:
-    """The jackknife of a share, which ends at 0 and at 1."""
-    low, high = base.jackknife(float(values.mean()), without.mean(axis=1))
+def _of_groups(values: np.ndarray, without: np.ndarray, num: int) -> Interval:
+    """The jackknife of a share, which ends at 0 and at 1.
+
+    Near to either end no group may change anything, and the jackknife has no width:
+    there Wilson's interval is taken where it reaches further, of as many independent
+    values as there are examples, or samples if they are fewer.
+    """
+    share = float(values.mean())
+    low, high = base.jackknife(share, without.mean(axis=1))
+    count = int(np.sum(values))
+    if min(count, len(values) - count) < _FEW:
+        num = min(num, len(values))
+        wide = base.of_share(share * num, num)[1]
+        low, high = min(low, wide[0]), max(high, wide[1])
     return max(low, 0.0), min(high, 1.0)
 
 

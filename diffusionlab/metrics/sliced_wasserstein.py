@@ -15,6 +15,7 @@ section 3.1, by random directions.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def sliced_wasserstein(
     num_directions: int = 512,
     power: int = 2,
     seed: int = 0,
-    parts: list[slice] | None = None,
+    parts: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Returns equation 2 of `x` `[N, d]` and `y` `[M, d]`, and without each part of x.
 
@@ -78,7 +79,7 @@ def sliced_wasserstein(
       num_directions: L.
       power: p, 1 or 2.
       seed: of the directions.
-      parts: slices of the rows of `x`.
+      parts: indices of rows of `x`, no row in two of them.
 
     Returns:
       `[1 + len(parts)]` float64.

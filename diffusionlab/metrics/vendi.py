@@ -16,9 +16,11 @@ import dataclasses
 
 import numpy as np
 
-from diffusionlab.metrics import base, kernel
+from diffusionlab.metrics import base, kernel, moments
 from diffusionlab.metrics.base import Features
 from diffusionlab.types import EvalResult
+
+_ENTRIES = 2**22  # of rows that are float64 at one time: 32 MB
 
 
 def _score(gram: np.ndarray, num: int) -> float:
@@ -28,10 +30,32 @@ def _score(gram: np.ndarray, num: int) -> float:
     return float(np.exp(-np.sum(special.xlogy(values, values))))
 
 
+def _products(rows: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
+    """X^T X `[d, d]` of all rows, or of those of `index`."""
+    gram = np.zeros((rows.shape[1], rows.shape[1]))
+    for piece in moments.pieces(rows, index):
+        x = kernel.unit(piece)
+        gram += x.T @ x
+    return gram
+
+
+def _cosines(rows: np.ndarray) -> np.ndarray:
+    """X X^T `[N, N]`."""
+    gram, size = np.empty((len(rows), len(rows))), max(1, _ENTRIES // rows.shape[1])
+    for i in range(0, len(rows), size):
+        left = kernel.unit(rows[i : i + size])
+        for j in range(0, i + 1, size):
+            right = left if i == j else kernel.unit(rows[j : j + size])
+            block = left @ right.T
+            gram[i : i + size, j : j + size] = block
+            gram[j : j + size, i : i + size] = block.T
+    return gram
+
+
 def vendi(rows: np.ndarray) -> float:
     """Returns equation 1 with the cosine between rows `[N, d]`, none of them zero."""
-    x = kernel.unit(rows)
-    return _score(x @ x.T if len(x) < x.shape[1] else x.T @ x, len(x))
+    few = len(rows) < rows.shape[1]
+    return _score(_cosines(rows) if few else _products(rows), len(rows))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,32 +77,30 @@ class Vendi:
 
     def __call__(self, samples: Features, reference: Features) -> EvalResult:
         rows = base.rows_of(samples, "features")
-        zeros = int(np.sum(~np.any(rows, axis=1)))
+        pieces = moments.pieces(rows)
+        zeros = sum(int(np.sum(~np.any(piece, axis=1))) for piece in pieces)
         if zeros:
             raise ValueError(
                 f"{samples.name}: {zeros} of {len(rows)} rows of 'features' are zero "
                 "and have no direction."
             )
-        x = kernel.unit(rows)
-        groups = self.groups if len(x) >= 2 * self.groups else 0
-        parts = base.groups_of(len(x), groups) if groups else []
-        if len(x) < x.shape[1]:
-            gram = x @ x.T
-            value = _score(gram, len(x))
-            rest = []
+        num, width = rows.shape
+        groups = self.groups if num >= 2 * self.groups else 0
+        parts = base.groups_of(num, groups) if groups else []
+        rest = []
+        if num < width:
+            gram = _cosines(rows)
             for part in parts:
-                kept = np.delete(np.arange(len(x)), part)
+                kept = np.delete(np.arange(num), part)
                 rest.append(_score(gram[np.ix_(kept, kept)], len(kept)))
         else:
-            gram = x.T @ x
-            value = _score(gram, len(x))
-            rest = [
-                _score(gram - x[part].T @ x[part], len(x) - len(x[part]))
-                for part in parts
-            ]
+            gram = _products(rows)
+            for part in parts:
+                rest.append(_score(gram - _products(rows, part), num - len(part)))
+        value = _score(gram, num)
         intervals = {"vendi": base.jackknife(value, rest)} if groups else {}
         notes = {
-            "vendi": f"{len(x)} samples, cosine between {x.shape[1]} features; at most "
-            f"{min(x.shape)}"
+            "vendi": f"{num} samples, cosine between {width} features; at most "
+            f"{min(num, width)}"
         }
         return EvalResult({"vendi": value}, notes, intervals=intervals)

@@ -1,5 +1,7 @@
 """Shards are written and read without TensorFlow, and an incomplete folder is found."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,14 @@ def test_a_split_is_not_written_twice_nor_with_another_spec(folder):
         array_record.write_array_record(
             folder, "test", examples(1), SPEC._replace(class_names=("c", "d"))
         )
+
+
+def test_version_changes_with_the_shards(folder):
+    version = array_record.ArrayRecord(path=str(folder)).version
+    assert array_record.ArrayRecord(path=str(folder)).version == version != ""
+    shard = folder / "train" / "00002.array_record"
+    os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
+    assert array_record.ArrayRecord(path=str(folder)).version != version
 
 
 def test_a_missing_or_incomplete_folder_is_named(folder):

@@ -88,6 +88,11 @@ def test_range_says_what_black_and_white_are(write):
         (dict(x=FLOATS * 1.1), "floats have to be in [-1, 1]; of pixels in [0, 255]"),
         (dict(x=PIXELS.astype(np.float32)), "lie in [0, 255]"),
         (dict(x=PIXELS / 255), "black may be 0 or -1; write the array range=[0, 1] or"),
+        (dict(x=PIXELS / 255 - 1e-6), "lie in [-1e-06, 1], so black may be 0 or -1"),
+        (dict(x=PIXELS / 850 - 1e-6), "lie in [-1e-06, 0.3], so black may be 0 or -1"),
+        (dict(x=PIXELS / 255 - 0.49), "lie in [-0.49, 0.51], so black may be 0 or -1"),
+        (dict(x=PIXELS[:, None] / 255 - 0.1), "lie in [-0.1, 0.9], so black may be"),
+        (dict(x=PIXELS // 128), "uint8 and none is above 1, and white is 255; of pix"),
         (dict(x=PIXELS.astype(np.int64)), "is int64; write uint8"),
         (dict(x=np.moveaxis(PIXELS, 3, 1)),
          "channels come second, and last here; write x.transpose(0, 2, 3, 1)"),
@@ -113,6 +118,37 @@ def test_range_says_what_black_and_white_are(write):
 def test_what_could_be_read_in_two_ways_is_one_line(write, arrays, said):
     path = write(**arrays)
     assert said in refused(path) and path in refused(path)
+
+
+@pytest.mark.parametrize("low, high", [(-0.51, 0.9), (-0.9, 0.49), (-0.4, 0.4)])
+def test_images_that_are_dark_enough_or_pale_are_in_the_range_of_floats(
+    write, low, high
+):
+    x = (low + (high - low) * PIXELS / 255).astype(np.float32)
+    source = ExampleFiles(path=write(x=x))
+    np.testing.assert_array_equal(source.__getitems__(np.arange(6))["x"], x)
+
+
+def test_range_admits_bright_images(write):
+    x = PIXELS / 255 - 1e-6
+    source = ExampleFiles(path=write(x=x, range=[-1, 1]))
+    np.testing.assert_array_equal(source[0]["x"], x[0].astype(np.float32))
+
+
+def test_points_may_lie_anywhere(write):
+    for points in (np.linspace(0, 1, 6), np.linspace(-1e-6, 1, 6)):
+        source = ExampleFiles(path=write(x=points.reshape(3, 2)))
+        np.testing.assert_allclose(source[0]["x"], points[:2], atol=1e-7)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_one_pixel_above_1_tells_what_white_is(tmp_path, monkeypatch, save):
+    monkeypatch.setattr(example_files, "_FIRST_BYTES", PIXELS[0].nbytes)
+    x = PIXELS // 128
+    x[4, 3, 4, 2] = 2
+    save(tmp_path / "x.npz", x=x)
+    found = ExampleFiles(path=str(tmp_path / "x.npz")).__getitems__(np.arange(6))["x"]
+    np.testing.assert_allclose(found, x / 127.5 - 1, atol=1e-7)
 
 
 def test_one_value_is_not_ambiguous(write):
@@ -155,7 +191,7 @@ def test_version_changes_with_the_contents_alone(write, tmp_path):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_large_file_is_never_in_memory_whole(tmp_path, save):
-    x = np.zeros((4000, 32, 32, 3), np.uint8)  # 12 MB
+    x = np.full((4000, 32, 32, 3), 2, np.uint8)  # 12 MB
     save(tmp_path / "x.npz", x=x)
     tracemalloc.start()
     source = ExampleFiles(path=str(tmp_path / "x.npz"))

@@ -1,6 +1,7 @@
 """A folder of images becomes a labelled source; damaged images are named."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -118,6 +119,26 @@ def test_a_folder_without_images_is_named(tmp_path):
     save(tmp_path / "loose.png", 0)
     with pytest.raises(ValueError, match="both images .* and sub-folders"):
         both(tmp_path)
+
+
+def test_version_changes_with_the_files_of_the_split_alone(folder):
+    def versions():
+        return [source.version for source in both(folder)]
+
+    train, test = versions()
+    assert train != test and "" not in (train, test) and versions() == [train, test]
+    path = folder / both(folder)[0]._files[0]
+    content, time = path.read_bytes(), path.stat().st_mtime_ns
+    os.utime(path, ns=(0, time + 1))
+    assert versions()[0] != train and versions()[1] == test
+    path.write_bytes(content + b"0")
+    os.utime(path, ns=(0, time))
+    assert versions()[0] != train
+    path.write_bytes(content)
+    os.utime(path, ns=(0, time))
+    assert versions() == [train, test]
+    folder = folder.rename(folder.with_name("moved"))
+    assert versions() == [train, test]
 
 
 def test_wrong_options_are_refused(folder):

@@ -1,5 +1,7 @@
 """A data set in the layout of tensorflow-datasets is read, or the error says how."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,15 @@ def test_splits_and_keys_can_be_chosen(arguments):
 def test_wrong_options_are_named(arguments, change, message):
     with pytest.raises(ValueError, match=message):
         tfds.Tfds(**{**arguments, **change})
+
+
+def test_version_changes_with_the_prepared_files(arguments):
+    source = tfds.Tfds(**arguments)
+    version = source.version
+    assert tfds.Tfds(**arguments).version == version != ""
+    shard = next(source._folder.glob("*.array_record*"))
+    os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
+    assert source.version != version
 
 
 def test_a_data_set_that_is_not_prepared_says_how_to_prepare_it(tmp_path):

@@ -1,16 +1,20 @@
 """The best checkpoint of a run stays, also over accidents and restarts."""
 
+import errno
+import importlib
 import json
 import textwrap
 
 import pytest
 
-from diffusionlab import train, workdir
+from diffusionlab import train, workdir, writers
 from diffusionlab.checkpoint import Checkpoints
 
 SCORES = """
     import dataclasses
     from diffusionlab import types
+
+    BROKEN, CALLS = [], []
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Scores:
@@ -20,6 +24,9 @@ SCORES = """
         every: int = 2
 
         def __call__(self, context):
+            CALLS.append(context.step)
+            if context.step in BROKEN:
+                raise ValueError("the samples are not finite")
             value = self.values[context.step // self.every - 1]
             return types.EvalResult({"d": value if value >= 0 else float("nan")})
 """
@@ -37,6 +44,7 @@ def make(smoke, tmp_path_factory):
     (folder / "scores.py").write_text(textwrap.dedent(SCORES))
     block = {"name": "scores:Scores", "values": VALUES, "every": 2}
     saves = ("checkpoint.every=2", "checkpoint.keep=1", "checkpoint.best='s/d'")
+    saves = (*saves, "checkpoint.best_mode='min'")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield lambda *more: smoke("mixture", *saves, f"evals={{'s': {block}}}", *more)
@@ -87,6 +95,47 @@ def test_accidents_and_restarts_change_nothing(
     assert best(folder) == best(whole)
     # repr: NaN equals itself.
     assert repr(rows(folder)) == repr(rows(whole))
+
+
+def test_an_evaluator_that_fails_costs_no_step(
+    make, whole, contents, same, rows, steps_of, tmp_path, monkeypatch
+):
+    """What failed is done again, from the checkpoint of its own step."""
+    folder, scores = tmp_path / "run", importlib.import_module("scores")
+    with pytest.raises(ValueError, match="best: .* no number 'e' at step 2.*gave: d"):
+        train.train(make("checkpoint.best='s/e'"), folder)
+    assert steps_of(folder) == [2]
+    monkeypatch.setattr(scores, "BROKEN", [4])
+    for _ in range(2):
+        monkeypatch.setattr(scores, "CALLS", [])
+        with pytest.raises(ValueError, match="evals.s: at step 4, the samples are not"):
+            train.train(make(), folder)
+        assert steps_of(folder) == [2, 4]
+    assert scores.CALLS == [4]
+    assert best(folder)["step"] == 2
+    monkeypatch.setattr(scores, "BROKEN", [])
+    monkeypatch.setattr(scores, "CALLS", [])
+    assert train.train(make(), folder) == train.DONE
+    assert scores.CALLS == [4, 6, 8, 10]
+    assert steps_of(folder) == steps_of(whole) and best(folder) == best(whole)
+    assert repr(rows(folder)) == repr(rows(whole))
+    assert same(contents(make(), folder, 10), contents(make(), whole, 10))
+
+
+def test_no_checkpoint_stands_for_a_row_that_was_lost(
+    make, steps_of, tmp_path, monkeypatch
+):
+    write = writers.MetricsFile.scalars
+
+    def lose(self, step, values):
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, step, values)
+
+    monkeypatch.setattr(writers.MetricsFile, "scalars", lose)
+    with pytest.raises(OSError, match="No space"):
+        train.train(make(), tmp_path / "run")
+    assert steps_of(tmp_path / "run") == [2]
 
 
 def test_another_best_may_be_asked_for_when_a_run_goes_on(make, whole, steps_of):

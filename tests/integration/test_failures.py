@@ -270,7 +270,7 @@ def test_every_wait_for_other_processes_is_limited(smoke, tmp_path, monkeypatch)
     monkeypatch.setattr(evaluation, "_loss", lambda *_: 1.0)
     monkeypatch.setattr(evaluation, "_predict", lambda *_: 2.0)
     assert not train.Preemption(600).reached(3)
-    context = evaluation._context({}, 0)
+    context = evaluation._context({}, 0, {}, tmp_path)
     assert (context.loss({}, 0), context.predict(None, None)) == (1.0, 2.0)
     assert names == [
         ("whether to stop at step 3", 600, "0/2"),

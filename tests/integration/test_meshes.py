@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionlab import compiled, experiment, inference, settings, sharding, train
+from diffusionlab import compiled, experiment, restore, settings, sharding, train
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 
@@ -137,7 +137,7 @@ def test_one_average_is_restored_alone(smoke, tmp_path):
             return restore_part(step, part)
 
         checkpoints.restore_part = note
-        found = inference.restore(built, checkpoints, 10, "long", mesh)
+        found = restore.restore(built, checkpoints, 10, "long", mesh)
     assert [list(part) for part in asked] == [["ema"]]
     assert list(asked[0]["ema"]) == ["long"]
     for a, b in zip(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import json
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusionlab import config as config_lib
-from diffusionlab import ema, experiment, inference, main, sharding, train, workdir
+from diffusionlab import ema, experiment, inference, main, restore, sharding, train
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 
@@ -58,7 +57,7 @@ def folders(smoke, tmp_path_factory):
 def save(config, folder, steps):
     """A run directory without the training: each step moves the parameters by waves."""
     folder.mkdir()
-    workdir.write_json(folder / "config.json", config)
+    (folder / "config.json").write_text(json.dumps(config))
     built = experiment.build(config)
     mesh = sharding.make_mesh(built.mesh)
     with jax.set_mesh(mesh):
@@ -89,11 +88,11 @@ def guided(folders):
 
 
 def started(built, mesh):
-    return inference.of_state(built, state_lib.init(built, mesh), "none")
+    return restore.of_state(built, state_lib.init(built, mesh), "none")
 
 
 def params_of(built, folder, mesh, step=10, name="none"):
-    return inference.restore(built, Checkpoints(folder), step, name, mesh)
+    return restore.restore(built, Checkpoints(folder), step, name, mesh)
 
 
 def auto(folders, **changes):
@@ -116,8 +115,8 @@ def test_autoguidance_extrapolates_from_the_restored_reference(folders, guided):
         found = predict(params, z_t, t, cond)
         own = jax.jit(built.objective.predict)(params, z_t, t, cond)
         # The reference is an argument of the compiled program, and no part of it.
-        other = jax.tree.map(lambda p: p + 0.1, params[inference.REFERENCES])
-        moved = predict({**params, inference.REFERENCES: other}, z_t, t, cond)
+        other = jax.tree.map(lambda p: p + 0.1, params[restore.REFERENCES])
+        moved = predict({**params, restore.REFERENCES: other}, z_t, t, cond)
     alpha, sigma = (q[:, None] for q in built.process.schedule.alpha_sigma(t))
     for q, a, weak in zip(found, own, (alpha * z_t, sigma * z_t), strict=True):
         np.testing.assert_allclose(q, 3 * a - 2 * weak, rtol=1e-5, atol=1e-5)
@@ -159,7 +158,7 @@ def test_the_reference_lies_on_the_mesh_of_the_run(folders, guided):
     mesh = sharding.make_mesh(built.mesh)
     with jax.set_mesh(mesh):
         params = params_of(built, folders["trained"][0], mesh, name="main")
-        leaves = jax.tree.leaves(params[inference.REFERENCES])
+        leaves = jax.tree.leaves(params[restore.REFERENCES])
         assert leaves and all(leaf.sharding.mesh == mesh for leaf in leaves)
         assert any(not leaf.sharding.is_fully_replicated for leaf in leaves)
         # The run itself as its reference, the same step and average: no guidance.
@@ -179,7 +178,7 @@ def test_step_and_average_of_the_reference_are_chosen(folders, guided):
         built = guided("exact", **auto(folders, reference=own, step=step, ema=name))
         mesh = sharding.make_mesh(built.mesh)
         with jax.set_mesh(mesh):
-            (part,) = inference.of_references(built, mesh)[inference.REFERENCES]
+            (part,) = restore.of_references(built, mesh)[restore.REFERENCES]
         stored[step, name] = np.asarray(jax.tree.leaves(part)[-1])
     np.testing.assert_array_equal(stored[None, ""], stored[10, "main"])
     assert len({v.tobytes() for v in stored.values()}) == 3
@@ -188,13 +187,13 @@ def test_step_and_average_of_the_reference_are_chosen(folders, guided):
 def test_training_reads_no_reference_and_pictures_read_it_once(
     folders, guided, monkeypatch, tmp_path
 ):
-    read, calls = inference._of_reference, []
+    read, calls = restore._of_reference, []
 
     def counted(reference, *arguments):
         calls.append(reference)
         return read(reference, *arguments)
 
-    monkeypatch.setattr(inference, "_of_reference", counted)
+    monkeypatch.setattr(restore, "_of_reference", counted)
     config = {**folders["trained"][1], "guidance": auto(folders)}
     config = config_lib.resolve(config)
     fewer = {**config, "train": {**config["train"], "num_steps": 1}}
@@ -205,8 +204,8 @@ def test_training_reads_no_reference_and_pictures_read_it_once(
     with jax.set_mesh(mesh):
         state = state_lib.init(built, mesh)
         for _ in range(2):
-            params = inference.of_state(built, state, "main")
-    assert set(params) == {"denoiser", inference.REFERENCES}
+            params = restore.of_state(built, state, "main")
+    assert set(params) == {"denoiser", restore.REFERENCES}
     assert len(calls) == 1
 
 
@@ -222,10 +221,12 @@ def test_an_average_out_of_reach_is_an_error_of_the_reference(
     mesh = sharding.make_mesh(built.mesh)
     said = "^config.guidance.autoguidance.ema: role 'denoiser', "
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=said):
-        inference.of_references(built, mesh)
+        restore.of_references(built, mesh)
 
 
-def test_mistakes_seen_while_tracing_are_one_line(folders, tmp_path, monkeypatch):
+def test_mistakes_seen_while_tracing_are_one_line(
+    folders, tmp_path, monkeypatch, capsys
+):
     """Noise on the label of a network that has no embedding of it; nothing to draw."""
     exact = tmp_path / "exact"
     save(folders["exact"][1], exact, [1])
@@ -237,12 +238,10 @@ def test_mistakes_seen_while_tracing_are_one_line(folders, tmp_path, monkeypatch
     ):
         words = [*words, "--mode=sample", "--num_samples=8", f"--out={tmp_path}/x"]
         monkeypatch.setattr("sys.argv", ["diffusionlab", *words])
-        errors = io.StringIO()
-        monkeypatch.setattr("sys.stderr", errors)
         with pytest.raises(SystemExit) as end:
             main.main()
         assert end.value.code == 1
-        (line,) = errors.getvalue().splitlines()
+        (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("diffusionlab: error: ") and said in line
 
 
