@@ -220,6 +220,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
+    def meet(self, where: str) -> None:
+        """Waits for all processes without the devices, where some may be at others."""
+        meet = ocp.multihost.get_barrier_sync_fn()
+        meet(key=where, timeout_ms=self._timeout * 1000)
+
     def close(self) -> None:
         self._manager.close()
 

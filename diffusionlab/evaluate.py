@@ -82,9 +82,10 @@ class Evaluation:
                 try:
                     result = self._experiment.evals[label](context)
                 except ValueError as error:
-                    raise ValueError(
-                        f"config.evals.{label}: at step {step}, {error}"
-                    ) from error
+                    # The same one, so that a mistake of ours keeps its traceback.
+                    said = f"config.evals.{label}: at step {step}, {error}"
+                    error.args = (said,)
+                    raise
                 if multihost.is_main():
                     self._write(stem, label, variant, step, about, result)
             if multihost.is_main() and (said := warnings_of(result)):

@@ -18,20 +18,24 @@ from diffusionlab.state import TrainState
 
 @contextlib.contextmanager
 def saving_first(
-    save: Callable[[int], None], step: int, is_due: bool
+    save: Callable[[int], None], step: int, is_due: bool, meet: Callable[[str], None]
 ) -> Iterator[None]:
-    """Calls `save(step)`, if due, before an error goes on, which stays the one told."""
+    """Calls `save(step)`, if due, before an error goes on, which stays the one told.
+
+    Of several processes all save, or none: where only some have an error they wait for
+    the others in `meet`, until that raises, and none of them gets to the save.
+    """
     try:
         yield
     except Exception as error:
         if not is_due:
             raise
         if jax.process_count() > 1:
-            # Where the others have no error they never come to save, and the limit of
-            # the wait for them ends this process.
+            # Another one that gives up its wait may end this process before it raises.
             who = f"process {jax.process_index()}/{jax.process_count()}"
             print(f"{who}: {error}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
+            meet(f"an error at step {step}")
             save(step)
         raise
 

@@ -283,7 +283,8 @@ class Loop:
         if is_saved:
             # Apart from the hooks: after a row that was lost nothing must be saved.
             self.writers.flush()
-        with hooks.saving_first(self._save_now, step, is_saved):
+        meet = self.checkpoints.meet
+        with hooks.saving_first(self._save_now, step, is_saved, meet):
             self.hooks.due(step, self.state)
         self.clock.aside(time.perf_counter() - since)
         if is_saved:

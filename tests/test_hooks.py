@@ -44,22 +44,35 @@ def test_the_first_error_is_told_whatever_becomes_of_the_save(
     processes, monkeypatch, capsys
 ):
     monkeypatch.setattr(jax, "process_count", lambda: processes)
-    before = []
+    called, alone = [], False
 
     def save(step):
-        before.append((step, capsys.readouterr().err))
-        raise OSError("the others never came")
+        called.append(step)
+        raise OSError("the disk is full")
 
-    with (
-        pytest.raises(ValueError, match="not finite"),
-        hooks.saving_first(save, 5, True),
-    ):
-        raise ValueError("not finite")
+    def meet(where):
+        called.append((where, capsys.readouterr().err))
+        if alone:
+            raise RuntimeError("the others never came")
+
+    def fail(step, is_due):
+        error = f"not finite at {step}"
+        with (
+            pytest.raises(ValueError, match=error),
+            hooks.saving_first(save, step, is_due, meet),
+        ):
+            raise ValueError(error)
+
+    fail(5, True)
     # Of several processes the wait for the others may be the last thing of this one.
-    said = "process 0/2: not finite\n" if processes == 2 else ""
-    assert before == [(5, said)]
-    with pytest.raises(ValueError, match="early"), hooks.saving_first(save, 6, False):
-        raise ValueError("early")
-    with hooks.saving_first(save, 7, True):
+    said = "process 0/2: not finite at 5
+" if processes == 2 else ""
+    assert called == [("an error at step 5", said), 5]
+    alone = True
+    fail(5, True)
+    assert called[2:] == called[:1], "what the others do not save is not saved"
+    called.clear()
+    fail(6, False)
+    with hooks.saving_first(save, 7, True, meet):
         pass
-    assert len(before) == 1
+    assert not called

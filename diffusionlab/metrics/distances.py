@@ -155,11 +155,12 @@ def near(
     found = _products(a, b, i, j)
     if found is None:
         return exact(a, b, i, j)
+    margin = _pair_margin(a, b, i, j)
     if isinstance(limit, int):
-        of, back = np.unique(i, return_inverse=True)
+        of, back = _used(i, len(a))
         limit = found[_kth(found, i, j, limit, of)][back]
-    # Twice: the limit itself may be off by as much.
-    margin = 2 * _pair_margin(a, b, i, j)
+        # Twice: a k-th smallest is off by no more than the worst pair is.
+        margin = 2 * np.maximum.reduceat(margin, np.searchsorted(i, of))[back]
     unsure = np.flatnonzero(np.abs(found - limit) <= margin)
     found[unsure] = exact(a, b, i[unsure], j[unsure])
     return found
@@ -175,23 +176,28 @@ def _products(a: Points, b: Points, i: np.ndarray, j: np.ndarray) -> np.ndarray 
     """Equation 1 of pairs in float64 `[P]`; None where sums take less time."""
     if len(i) < _MANY:
         return None
-    mine, i = np.unique(i, return_inverse=True)
-    theirs, j = np.unique(j, return_inverse=True)
+    mine, i = _used(i, len(a))
+    theirs, j = _used(j, len(b))
     if len(i) * _DENSE < len(mine) * len(theirs):
         return None
     left = a.rows[mine] - a.centre
-    length = np.einsum("ij,ij->i", left, left)
-    found, piece = np.empty(len(i)), max(1, _PIECE // a.rows.shape[1])
-    order = np.argsort(j, kind="stable")
-    edges = np.searchsorted(j[order], np.arange(0, len(theirs) + piece, piece))
-    for start, stop, first in zip(edges[:-1], edges[1:], range(0, len(theirs), piece)):
-        right = b.rows[theirs[first : first + piece]] - b.centre
-        block = -2 * (left @ right.T)
-        block += length[:, None]
-        block += np.einsum("ij,ij->i", right, right)
-        some = order[start:stop]
-        found[some] = block[i[some], j[some] - first]
-    return found
+    block = np.empty((len(mine), len(theirs)))
+    piece = max(1, _PIECE // a.rows.shape[1])
+    for start in range(0, len(theirs), piece):
+        some = slice(start, start + piece)
+        right = b.rows[theirs[some]] - b.centre
+        np.matmul(left, right.T, out=block[:, some])
+        block[:, some] *= -2
+        block[:, some] += np.einsum("ij,ij->i", right, right)
+    block += np.einsum("ij,ij->i", left, left)[:, None]
+    return block[i, j]
+
+
+def _used(index: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different indices below `num`, and the place of each among them."""
+    used = np.zeros(num, bool)
+    used[index] = True
+    return np.flatnonzero(used), (np.cumsum(used) - 1)[index]
 
 
 def _kth(square, i, j, k: int, of: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def _square_radii(x: Points, k: int, parts: list[np.ndarray]) -> np.ndarray:
         # Not every point finds itself at exactly 0, so itself is taken out by place.
         block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = np.inf
         for i, part in enumerate(parts):
-            some = np.take(block, part, axis=1)
+            some = block if len(parts) == 1 else np.take(block, part, axis=1)
             if some.shape[1] > k:
                 some.partition(k - 1, axis=1)
                 some = some[:, :k]
