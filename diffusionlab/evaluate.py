@@ -81,10 +81,11 @@ class Evaluation:
                 context = self._context(params, step, about, own)
                 try:
                     result = self._experiment.evals[label](context)
-                except ValueError as error:
+                except (ValueError, FileNotFoundError) as error:
                     # The same one, so that a mistake of ours keeps its traceback.
-                    said = f"config.evals.{label}: at step {step}, {error}"
-                    error.args = (said,)
+                    if len(error.args) == 1:
+                        said = f"config.evals.{label}: at step {step}, {error}"
+                        error.args = (said,)
                     raise
                 if multihost.is_main():
                     self._write(stem, label, variant, step, about, result)

@@ -65,8 +65,7 @@ def test_the_first_error_is_told_whatever_becomes_of_the_save(
 
     fail(5, True)
     # Of several processes the wait for the others may be the last thing of this one.
-    said = "process 0/2: not finite at 5
-" if processes == 2 else ""
+    said = "process 0/2: not finite at 5\n" if processes == 2 else ""
     assert called == [("an error at step 5", said), 5]
     alone = True
     fail(5, True)

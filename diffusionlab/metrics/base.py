@@ -72,9 +72,12 @@ class Metric(Protocol):
 
     Attributes:
       needs: outputs of the extractor that it looks at.
+      reference_rows: whether it wants the features of every example of the reference;
+        one that does not say so is content with their moments.
     """
 
     needs: tuple[str, ...]
+    reference_rows: bool
 
     def __call__(self, samples: Features, reference: Features) -> EvalResult: ...
 

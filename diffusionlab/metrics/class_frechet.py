@@ -34,6 +34,7 @@ class ClassFrechet:
 
     groups: int = 10
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_groups(self.groups)

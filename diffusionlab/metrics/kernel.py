@@ -126,6 +126,7 @@ class Kernel:
     subset_size: int = 1000
     seed: int = 2020
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_positive(subsets=self.subsets)
@@ -281,6 +282,7 @@ class Cmmd:
     scale: float = 1000.0
     groups: int = 10
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_positive(bandwidth=self.bandwidth, scale=self.scale)

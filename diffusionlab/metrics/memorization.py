@@ -107,6 +107,7 @@ class Memorization:
     threshold: float = 0.1
     num_pairs: int = 48
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_positive(threshold=self.threshold)

@@ -235,6 +235,7 @@ class PrecisionRecall:
     strict: bool = False
     groups: int = 10
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_positive(k=self.k)
@@ -275,6 +276,7 @@ class DensityCoverage:
     strict: bool = True
     groups: int = 10
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_positive(k=self.k)

@@ -123,6 +123,7 @@ class SlicedWasserstein:
     seed: int = 0
     groups: int = 10
     needs = ("features",)
+    reference_rows = True
 
     def __post_init__(self):
         base.check_positive(num_directions=self.num_directions)

@@ -219,6 +219,20 @@ def test_statistics_of_the_reference_are_written_once_and_read_again(context, tm
         quality(save_reference=file, reference="train")(context(drawn))
 
 
+def test_statistics_are_refused_before_the_samples_are_drawn(context, tmp_path):
+    drawn, file, asked = samples(400), str(tmp_path / "statistics.npz"), []
+    quality(save_reference=file)(context(drawn))
+    with pytest.raises(ValueError, match="metrics: PrecisionRecall needs the features"):
+        quality(reference=file, metrics=(Frechet(), PrecisionRecall())).check(Gaussian())
+    with pytest.raises(ValueError, match="of another network"):
+        quality(reference=file, extractor=Doubled())(context(drawn, asked))
+    with pytest.raises(ValueError, match="save_reference: expected a name that ends"):
+        quality(save_reference="statistics")
+    with pytest.raises(ValueError, match="save_reference: the reference is a file"):
+        quality(reference=file, save_reference="other.npz")
+    assert asked == []
+
+
 def test_warnings_of_several_metrics_are_all_kept(context):
     few = quality(num_samples=4, metrics=(Frechet(groups=0), PrecisionRecall(k=1)))
     notes = few(context(samples(4))).notes

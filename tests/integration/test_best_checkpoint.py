@@ -105,6 +105,8 @@ def test_an_evaluator_that_fails_costs_no_step(
     with pytest.raises(ValueError, match="best: .* no number 'e' at step 2.*gave: d"):
         train.train(make("checkpoint.best='s/e'"), folder)
     assert steps_of(folder) == [2]
+    # A row stays as it is, and the evaluator may be mended.
+    assert "eval/s/d" not in {name for row in rows(folder) for name in row}
     monkeypatch.setattr(scores, "BROKEN", [4])
     for _ in range(2):
         monkeypatch.setattr(scores, "CALLS", [])

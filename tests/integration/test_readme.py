@@ -122,6 +122,12 @@ def test_the_digits_run_reaches_its_quality(digits_run):
     # Not copies: samples are no nearer to training digits than held-out digits are.
     assert found["nearest_train_ratio"] > 0.9
     assert found["too_close"] < 0.05
+    # On features: real digits score 0.69, samples 0.99 and in 95 % up to 1.23.
+    assert numbers["eval/quality/frechet"] < 1.5
+    assert numbers["eval/quality/frechet_real"] < 1.0
+    assert numbers["eval/copies/too_close"] < 0.05
+    best = json.loads((digits_run / "best.json").read_text())
+    assert best["value"] <= numbers["eval/quality/frechet"]
     pictures = [p.name for p in (digits_run / "evals").glob("*.png")]
     assert "step_00001200_samples_classes.png" in pictures
     assert (digits_run / "report.html").stat().st_size > 10_000

@@ -2,7 +2,8 @@ import feature_sets
 import numpy as np
 import pytest
 
-from diffusionlab.metrics import class_frechet, frechet, moments
+from diffusionlab.evals import statistics_file
+from diffusionlab.metrics import class_frechet, extrapolation, frechet, moments
 from diffusionlab.metrics.moments import Moments
 
 FD = 9.1032718686  # of the golden sets, to the digits it was published with
@@ -122,6 +123,24 @@ def test_moments_alone_have_a_distance_and_no_interval():
     result = frechet.Frechet()(samples, feature_sets.reference(a, only_moments=True))
     assert result.numbers["frechet"] == pytest.approx(FD, abs=1e-9)
     assert not result.intervals and "moments" in result.notes["interval"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_statistics_of_an_unknown_number_of_examples_have_a_distance():
+    a, b, _ = feature_sets.golden()
+    known = statistics_file.Known(np.inf, a.mean(0), np.cov(a, rowvar=False))
+    other = statistics_file.StatisticsFile("file", 0, {"features": known}, {}, "")
+    samples = feature_sets.Arrays(features=b)
+    found = frechet.Frechet()(samples, other)
+    assert found.numbers["frechet"] == pytest.approx(FD, abs=1e-9)
+    assert "250 samples against an unknown number of" in found.notes["frechet"]
+    assert "warning" not in found.notes and "frechet" in found.intervals
+    back = frechet.Frechet()(other, feature_sets.reference(b))
+    assert back.numbers["frechet"] == pytest.approx(FD, abs=1e-9)
+    assert "an unknown number of samples against 250" in back.notes["frechet"]
+    infinity = extrapolation.FrechetInfinity(points=3, smallest=125)
+    same = infinity(samples, feature_sets.reference(a))
+    assert infinity(samples, other).numbers == pytest.approx(same.numbers)
 
 
 def test_fewer_samples_than_features_are_warned_about():

@@ -31,7 +31,42 @@ def test_metric_has_the_samples_first():
     low, high = result.intervals["kernel"]
     assert low < result.numbers["kernel"] < high
     assert "20 subsets of 100 from 300 samples and 250" in result.notes["kernel"]
-    assert "warning" not in result.notes
+    assert "draw of the 250 examples" in result.notes["warning"]
+    many = feature_sets.reference(np.tile(b, (4, 1)))
+    notes = metric(feature_sets.Arrays(features=a), many).notes
+    assert "warning" not in notes, "1,000 examples are many"
+    whole = kernel.Kernel(subsets=1, subset_size=1000)
+    notes = whole(feature_sets.Arrays(features=np.tile(a, (4, 1))), many).notes
+    assert "draw of the 1000 examples" in notes["warning"]
+    assert "subsets of" not in notes["warning"]
+
+
+def test_one_subset_that_is_all_of_both_sets_has_no_spread():
+    a, b, _ = feature_sets.golden()
+    sets = feature_sets.Arrays(features=a[:200]), feature_sets.reference(b[:200])
+    found = kernel.Kernel()(*sets)
+    exact = kernel.kernel_distance(a[:200], b[:200])
+    assert found.numbers == {"kernel": pytest.approx(exact, rel=1e-12)}
+    assert "whole of both" in found.notes["kernel_std"]
+    assert "1 subset of 200" in found.notes["kernel"]
+    fewer = kernel.Kernel(subsets=5)(
+        feature_sets.Arrays(features=a[:201]), feature_sets.reference(b[:200])
+    )
+    assert fewer.numbers["kernel_std"] > 1e-6
+
+
+def test_a_small_reference_moves_the_interval_and_is_warned_about():
+    rng = np.random.default_rng(4)
+    sets = [rng.normal(size=(num, 4)) for num in (400, 30, 400)]
+    small = feature_sets.reference(sets[1])
+    one, two = (
+        kernel.Kernel(subsets=20)(feature_sets.Arrays(features=x), small)
+        for x in (sets[0], sets[2])
+    )
+    for found in (one, two):
+        warning = found.notes["warning"]
+        assert "subsets of 30" in warning and "draw of the 30 examples" in warning
+        assert warning.count(".") == 1, "one sentence"
 
 
 def test_small_sets_have_small_subsets_and_a_warning():
@@ -100,7 +135,7 @@ def test_cmmd_without_a_group_is_that_of_the_rest():
     a, b, _ = feature_sets.golden()
     sums = kernel.kernel_sums(a, b, groups=4)
     kept = np.array([True, True, False, True])
-    rest = np.concatenate([a[:150], a[225:]])
+    rest = np.delete(a, kernel.base.groups_of(300, 4)[2], axis=0)
     expected = kernel.cmmd(rest, b)
     assert 1000 * sums.distance(kept) == pytest.approx(expected, abs=1e-9)
     result = kernel.Cmmd(groups=4)(

@@ -65,8 +65,11 @@ def test_shares_have_wilson_intervals():
     assert base.of_share(20, 20)[1][1] == 1
 
 
-def test_groups_are_all_rows_in_order():
-    parts = base.groups_of(23, 5)
-    assert np.concatenate([np.arange(23)[p] for p in parts]).tolist() == list(range(23))
-    sizes = [part.stop - part.start for part in parts]
-    assert max(sizes) - min(sizes) <= 1
+def test_some_rows_are_read_in_pieces(monkeypatch):
+    rows = np.random.default_rng(7).normal(size=(40, 3))
+    index = np.array([1, 5, 6, 17, 30, 31, 39])
+    monkeypatch.setattr(moments, "_ROWS", 3)
+    assert [len(piece) for piece in moments.pieces(rows, index)] == [3, 3, 1]
+    found = moments.of_rows(rows, index)
+    assert found.num == 7
+    np.testing.assert_allclose(found.covariance, np.cov(rows[index], rowvar=False))

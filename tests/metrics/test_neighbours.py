@@ -1,3 +1,5 @@
+import dataclasses
+
 import feature_sets
 import numpy as np
 import pytest
@@ -95,6 +97,13 @@ def awkward(name):
     if name == "copies":
         x = rng.normal(size=(60, 64)).astype(np.float32)
         return x, np.concatenate([x[:20], x[:20], x[30:40]])
+    if name == "clusters":  # of which each needs all of its pairs once more
+        x = rng.normal(size=(160, 8)) + 3e3 * (np.arange(160) % 2)[:, None]
+        return x[:80], x[80:]
+    if name == "collapsed":  # half of both sets is one row, and far from the rest
+        x = rng.normal(size=(120, 8)) + 1e3
+        x[::2] = 0.1
+        return x[:60], x[60:]
     if name == "outlier":  # 1e6 away, in one set
         x = rng.normal(size=(100, 8))
         x[7] += 1e6
@@ -103,12 +112,53 @@ def awkward(name):
     return x[:40], x[40:]
 
 
+@pytest.mark.parametrize("products", [True, False])
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["far", "grid", "copies", "outlier", "narrow"])
-def test_awkward_sets_are_decided_exactly(name, strict):
+@pytest.mark.parametrize(
+    "name",
+    ["far", "grid", "copies", "clusters", "collapsed", "outlier", "narrow"],
+)
+def test_awkward_sets_are_decided_exactly(name, strict, products, monkeypatch):
+    monkeypatch.setattr(distances, "_MANY", 1 if products else 10**9)
+    monkeypatch.setattr(distances, "_DENSE", 10**9)
+    monkeypatch.setattr(distances, "_PIECE", 100)
     real, fake = awkward(name)
     expected = by_definition(real, fake, 3, strict)
     assert nb.prdc(real, fake, 3, strict) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["clusters", "collapsed"])
+def test_many_pairs_that_float32_leaves_are_not_summed_one_by_one(name, monkeypatch):
+    real, fake = awkward(name)
+    summed, left, exact = [], [], distances.exact
+    near = distances.near
+
+    def count(a, b, i, j):
+        summed.append(int(np.sum(a.hashes[i] != b.hashes[j])))
+        return exact(a, b, i, j)
+
+    def undecided(a, b, i, j, limit):
+        left.append(len(i))
+        return near(a, b, i, j, limit)
+
+    monkeypatch.setattr(distances, "_MANY", 100)
+    monkeypatch.setattr(distances, "exact", count)
+    monkeypatch.setattr(distances, "near", undecided)
+    nb.inside(real, fake, 3)
+    assert sum(left) > 20 * (len(real) + len(fake)), "it is the case it claims to be"
+    # The k-th of each point itself, and few besides.
+    assert sum(summed) < 4 * (len(real) + len(fake))
+
+
+def test_hashes_are_of_copies_alone():
+    x = np.array([[1, 2], [1, 2], [2, 1], [1, 2.0000002]], np.float32)
+    a, b = (distances.points(x.astype(kind), np.zeros(2)) for kind in ("f4", "f8"))
+    assert (a.hashes == a.hashes[0]).tolist() == [True, True, False, False]
+    every = np.arange(4)
+    zeros = distances.exact(a, b, every, every)
+    assert zeros.tolist() == [0] * 4, "of two types they are summed"
+    alike = dataclasses.replace(a, hashes=np.zeros(4, np.int64))
+    assert distances.exact(alike, alike, every, every[::-1]).max() == 0, "no sum"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -184,6 +234,31 @@ def test_metrics_have_the_numbers_of_their_conventions():
     assert "k = 5, distance < radius" in notes["density"]
     assert metrics(b, a, groups=0)[1] == {}
     assert metrics(b, a, groups=0)[0] == numbers
+
+
+def test_shares_at_either_end_have_intervals_with_a_width():
+    rng = np.random.default_rng(8)
+    real, fake = 0.5 * rng.normal(size=(40, 2)), rng.normal(size=(400, 2))
+    numbers, intervals, _ = metrics(fake, real, k=5)
+    assert numbers["coverage"] == numbers["recall"] == 1
+    # Wilson's interval of 40 of 40.
+    assert intervals["coverage"] == pytest.approx((40 / (40 + 1.96**2), 1))
+    assert intervals["recall"] == intervals["coverage"]
+    numbers, intervals, _ = metrics(fake[:30] + 50, real, k=5)
+    assert numbers["coverage"] == numbers["recall"] == 0
+    # Of 0 of 30, as there are fewer samples than examples.
+    assert intervals["recall"] == pytest.approx((0, 1.96**2 / (30 + 1.96**2)))
+
+
+def test_shares_in_the_middle_have_the_interval_of_the_jackknife():
+    rng = np.random.default_rng(9)
+    real, fake = rng.normal(size=(30, 2)), 0.5 * rng.normal(size=(900, 2))
+    found = nb.inside(real, fake, 3, groups=10)
+    without = found.recalled_without.mean(axis=1)
+    exact = nb.base.jackknife(found.recalled.mean(), without)
+    wide = nb.base.of_share(found.recalled.sum(), 30)[1]
+    assert wide[0] < exact[0] < exact[1] < wide[1], "Wilson's would be too wide"
+    assert metrics(fake, real, k=3)[1]["recall"] == pytest.approx(exact)
 
 
 def test_intervals_cover():

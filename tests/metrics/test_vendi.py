@@ -35,6 +35,13 @@ def test_more_and_fewer_rows_than_features_agree():
     assert measured(x).numbers["vendi"] == pytest.approx(exact, rel=1e-10)
 
 
+def test_cosines_are_those_of_all_pairs_in_any_blocks(monkeypatch):
+    x = np.random.default_rng(4).normal(size=(7, 9))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    monkeypatch.setattr(vendi, "_ENTRIES", 3 * 9)
+    np.testing.assert_allclose(vendi._cosines(x), unit @ unit.T, atol=1e-15)
+
+
 @pytest.mark.parametrize("num, width", [(80, 5), (24, 40)])
 def test_intervals_cover(num, width):
     rng, scale = np.random.default_rng(2), np.linspace(0.2, 2, width)
