@@ -346,7 +346,7 @@ def _changed(folder, variant, label, block, own) -> str:
     for path in sorted((folder / "evals").glob(f"step_*_{variant}{label}.json")):
         if first is not None:
             break
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = workdir.read_json(path)
         if found["evaluator"] == f"{variant}{label}":
             first = found.get("settings")
     what, theirs = (

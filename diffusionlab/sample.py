@@ -131,7 +131,7 @@ def _is_finished(folder: pathlib.Path, step: int) -> bool:
 def _claim(out: pathlib.Path, job: dict) -> None:
     file = out / "job.json"
     if file.is_file():
-        found = json.loads(file.read_text())
+        found = workdir.read_json(file)
         differing = [k for k in job if found.get(k) != job[k] and k != "run"]
         if differing:
             raise ValueError(
