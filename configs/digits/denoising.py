@@ -63,9 +63,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         reference="train",
         baseline="test",
     )
-    config.checkpoint = dict(
-        every=600, best="quality/frechet", best_mode="min"
-    )
+    config.checkpoint = dict(every=600, best="quality/frechet", best_mode="min")
     config.logging = dict(every=50, samples_every=400, num_samples=100)
     if variant == "smoke":
         common.shrink(config)

@@ -340,7 +340,7 @@ class _Judge:
         # Without a group at least 2 samples must be left for a covariance.
         enough = len(rows) >= max(self._groups, 4)
         if self._groups and enough and rows.shape[1] <= _MAX_JACKKNIFE:
-            parts = metrics_base.group_moments(rows, self._groups)
+            parts = metrics_base.group_moments(rows, self._groups, label)
             rest = [self._distance(moments.without(total, part)) for part in parts]
             intervals["frechet"] = metrics_base.jackknife(value, rest)
         spec = self._spec

@@ -9,9 +9,9 @@ samples, theta_(i) is the statistic without group i, and
 
 Unlike the bootstrap it adds no duplicates, to which Frechet distances and neighbours
 are not indifferent, and it costs g statistics. Groups are random, whatever the order
-of the samples. Their classes count as drawn by chance like the samples themselves: of
-samples with a fixed number of each class the intervals are too wide rather than too
-narrow.
+of the samples. Where there are equal numbers of each class, which is no chance, every
+group has its share of each, so that the interval is that of a fixed number of each
+class, several times as narrow where classes are far apart.
 
 Source: Efron and Stein 1981 for (1).
 """
@@ -93,16 +93,27 @@ def jackknife(value: float, without: Sequence[float]) -> Interval:
     return float(value - half), float(value + half)
 
 
-def groups_of(num: int, groups: int) -> list[np.ndarray]:
+def groups_of(
+    num: int, groups: int, label: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Returns a random partition of `num` rows into groups of nearly equal size.
 
-    It depends on the two numbers alone. Contiguous groups would be those of one class
+    It depends on the arguments alone. Contiguous groups would be those of one class
     each where samples are sorted by class. The indices of a group ascend, so that a
     memory map is read in order.
+
+    Args:
+      num: rows.
+      groups: 0 is none.
+      label: `[num]` int; classes of equal numbers, at least one row for each group,
+        are spread evenly.
     """
     order = np.random.default_rng(_SEED).permutation(num)
-    edges = np.linspace(0, num, groups + 1).astype(int)
-    return [np.sort(order[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    if label is not None and groups:
+        counts = np.unique(label, return_counts=True)[1]
+        if np.ptp(counts) <= 1 and counts.min() >= groups:
+            order = order[np.argsort(np.asarray(label)[order], kind="stable")]
+    return [np.sort(order[g::groups]) for g in range(groups)]
 
 
 def of_mean(values: np.ndarray) -> tuple[float, Interval]:
@@ -209,9 +220,12 @@ def both_moments(
     return a, b
 
 
-def group_moments(rows: np.ndarray, groups: int) -> Iterator[Moments]:
+def group_moments(
+    rows: np.ndarray, groups: int, label: np.ndarray | None = None
+) -> Iterator[Moments]:
     """Yields the moments of each of `groups_of`; all of them are large."""
-    return (moments_lib.of_rows(rows, part) for part in groups_of(len(rows), groups))
+    parts = groups_of(len(rows), groups, label)
+    return (moments_lib.of_rows(rows, part) for part in parts)
 
 
 def check_positive(**fields: int | float) -> None:

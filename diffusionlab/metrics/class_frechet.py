@@ -60,7 +60,7 @@ class ClassFrechet:
             numbers[f"class_frechet/{name}"] = frechet.distance_of_rows(mine, theirs)
             if len(mine) < max(groups, 4):
                 groups = 0
-            parts = base.groups_of(len(mine), groups) if groups else []
+            parts = base.groups_of(len(mine), groups)
             without.append(
                 [
                     frechet.distance_of_rows(np.delete(mine, part, axis=0), theirs)

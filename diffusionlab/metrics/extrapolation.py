@@ -140,7 +140,7 @@ class FrechetInfinity:
         intervals, notes = {}, _about("frechet_infinity", numbers, self.repeats)
         if self.groups and len(rows) >= max(self.groups, 4):
             whole = base.moments_of(samples, "features")
-            parts = base.group_moments(rows, self.groups)
+            parts = base.group_moments(rows, self.groups, samples.label)
             rest = [distance(moments_lib.without(whole, part)) for part in parts]
             intervals["frechet_infinity"] = _interval(found, distance(whole), rest)
         if numbers[0] <= widths[0]:
@@ -190,7 +190,7 @@ class InceptionScoreInfinity:
         found = _intercepts(numbers, self.repeats, self.seed, scores)
         intervals = {}
         if self.groups and len(rows) >= self.groups:
-            groups = base.groups_of(len(rows), self.groups)
+            groups = base.groups_of(len(rows), self.groups, samples.label)
             parts = np.stack([inception_score.sums(rows, part) for part in groups])
             total = parts.sum(axis=0)
             rest = [inception_score.score(total - part) for part in parts]

@@ -192,7 +192,7 @@ def _measured(name, output, samples, reference, groups) -> EvalResult:
         except ValueError:
             notes["interval"] = "none: of the samples only the moments are known"
         else:
-            parts = base.group_moments(rows, groups)
+            parts = base.group_moments(rows, groups, samples.label)
             rest = [distance(moments_lib.without(a, part)) for part in parts]
             intervals[name] = base.jackknife(value, rest)
     return EvalResult({name: value}, notes, intervals=intervals)

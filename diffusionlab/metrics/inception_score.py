@@ -69,11 +69,11 @@ def split_scores(logits: np.ndarray, splits: int, seed: int | None) -> np.ndarra
     return np.array([score(sums(logits, part)) for part in parts])
 
 
-def _without_groups(logits, splits, seed) -> list[float]:
+def _without_groups(logits, label, splits, seed) -> list[float]:
     """The mean over splits without each of `groups_of`."""
     parts = splits_of(len(logits), splits, seed)
     group = np.empty(len(logits), int)
-    for g, index in enumerate(base.groups_of(len(logits), _GROUPS)):
+    for g, index in enumerate(base.groups_of(len(logits), _GROUPS, label)):
         group[index] = g
     found = np.array(
         [[sums(logits, p[group[p] == g]) for g in range(_GROUPS)] for p in parts]
@@ -118,7 +118,7 @@ class InceptionScore:
             rest = (scores.sum() - scores) / (self.splits - 1)
             interval = base.jackknife(mean, rest)
         elif len(logits) >= 2 * _GROUPS * self.splits:
-            rest = _without_groups(logits, self.splits, self.seed)
+            rest = _without_groups(logits, samples.label, self.splits, self.seed)
             interval = base.jackknife(mean, rest)
         numbers = {"inception_score": mean, "inception_score_std": float(scores.std())}
         notes = {

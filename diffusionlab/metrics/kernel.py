@@ -14,7 +14,7 @@ Source: Binkowski et al. 2018 (arXiv 1801.01401), section 4; Jayasumana et al. 2
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -244,14 +244,23 @@ class KernelSums(NamedTuple):
 
 
 def kernel_sums(
-    x: np.ndarray, y: np.ndarray, bandwidth: float = 10.0, groups: int = 1
+    x: np.ndarray,
+    y: np.ndarray,
+    bandwidth: float = 10.0,
+    groups: Sequence[np.ndarray] = (),
 ) -> KernelSums:
-    """Returns the sums of CMMD's kernel over `x` `[N, d]` and `y` `[M, d]`."""
-    parts = [_Part(x, index) for index in base.groups_of(len(x), groups)]
+    """Returns the sums of CMMD's kernel over `x` `[N, d]` and `y` `[M, d]`.
+
+    Args:
+      x, y: any float type.
+      bandwidth: s of the kernel.
+      groups: G parts of the indices of `x`, all of them; without, one of all.
+    """
+    parts = [_Part(x, index) for index in groups or [np.arange(len(x))]]
     other = _Part(y, np.arange(len(y)))
-    within = np.zeros((groups, groups))
+    within = np.zeros((len(parts), len(parts)))
     for g, left in enumerate(parts):
-        for h in range(g, groups):
+        for h in range(g, len(parts)):
             within[g, h] = within[h, g] = _gaussian_sum(left, parts[h], bandwidth)
     across = np.array([_gaussian_sum(part, other, bandwidth) for part in parts])
     num = np.array([len(part.index) for part in parts])
@@ -291,7 +300,8 @@ class Cmmd:
     def __call__(self, samples: Features, reference: Features) -> EvalResult:
         x, y = base.both_rows(samples, reference, "features")
         groups = self.groups if len(x) >= self.groups else 0
-        sums = kernel_sums(x, y, self.bandwidth, max(groups, 1))
+        parts = base.groups_of(len(x), groups, samples.label)
+        sums = kernel_sums(x, y, self.bandwidth, parts)
         every = np.ones(max(groups, 1), bool)
         value = self.scale * sums.distance(every)
         intervals = {}

@@ -19,6 +19,7 @@ Naeem et al. 2020 (arXiv 2002.09797), equations 3 and 4, for (3) and (4).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -140,7 +141,7 @@ def inside(
     fake: np.ndarray,
     k: int,
     strict: bool = False,
-    groups: int = 0,
+    groups: Sequence[np.ndarray] = (),
     recall: bool = True,
 ) -> Inside:
     """Returns which of `fake` `[M, D]` lie in balls of `real` `[N, D]`, and vice versa.
@@ -149,11 +150,11 @@ def inside(
       real, fake: any float type.
       k: neighbour that sets the radius of a ball.
       strict: < in place of <=.
-      groups: of the samples that are left out in turn, as `base.groups_of`.
+      groups: indices of samples that are left out in turn, as of `base.groups_of`.
       recall: False saves the radii of the samples; `recalled` is then all False.
     """
     check_k(k, len(real))
-    parts = base.groups_of(len(fake), max(groups, 1))
+    parts, groups = groups or [np.arange(len(fake))], len(groups)
     centre = distances.centre(real)
     x, y = distances.points(real, centre), distances.points(fake, centre)
     of_real = _Balls(x, k, [np.arange(len(x))], strict)
@@ -244,7 +245,8 @@ class PrecisionRecall:
     def __call__(self, samples: Features, reference: Features) -> EvalResult:
         fake, real = _checked(samples, reference, self.k)
         groups = _groups(len(fake), self.groups, self.k)
-        found = inside(real, fake, self.k, self.strict, groups)
+        parts = base.groups_of(len(fake), groups, samples.label)
+        found = inside(real, fake, self.k, self.strict, parts)
         count = int(np.sum(found.balls > 0))
         precision, interval = base.of_share(count, len(fake))
         numbers = {"precision": precision, "recall": float(found.recalled.mean())}
@@ -285,7 +287,8 @@ class DensityCoverage:
     def __call__(self, samples: Features, reference: Features) -> EvalResult:
         fake, real = _checked(samples, reference, self.k, both=False)
         groups = _groups(len(fake), self.groups, 0)
-        found = inside(real, fake, self.k, self.strict, groups, recall=False)
+        parts = base.groups_of(len(fake), groups, samples.label)
+        found = inside(real, fake, self.k, self.strict, parts, recall=False)
         intervals = {}
         density = float(found.balls.mean() / self.k)
         if self.groups and len(fake) > 1:

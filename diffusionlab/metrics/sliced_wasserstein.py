@@ -134,7 +134,7 @@ class SlicedWasserstein:
     def __call__(self, samples: Features, reference: Features) -> EvalResult:
         x, y = base.both_rows(samples, reference, "features")
         groups = self.groups if len(x) >= 2 * self.groups else 0
-        parts = base.groups_of(len(x), groups) if groups else []
+        parts = base.groups_of(len(x), groups, samples.label)
         value, *rest = sliced_wasserstein(
             x, y, self.num_directions, self.power, self.seed, parts
         )

@@ -86,7 +86,7 @@ class Vendi:
             )
         num, width = rows.shape
         groups = self.groups if num >= 2 * self.groups else 0
-        parts = base.groups_of(num, groups) if groups else []
+        parts = base.groups_of(num, groups, samples.label)
         rest = []
         if num < width:
             gram = _cosines(rows)

@@ -177,8 +177,10 @@ def test_blocks_change_nothing(monkeypatch):
     real, fake = rng.normal(size=(50, 3, 2)), rng.normal(size=(70, 3, 2)) * 1.2
     real, fake = nb.flat(real), nb.flat(fake)
 
+    parts = nb.base.groups_of(70, 4)
+
     def all_of_it():
-        return [*nb.inside(real, fake, 3, groups=4), *nb.nearest(fake, real)]
+        return [*nb.inside(real, fake, 3, groups=parts), *nb.nearest(fake, real)]
 
     whole = all_of_it()
     monkeypatch.setattr(distances, "_ENTRIES", 170)
@@ -190,8 +192,9 @@ def test_blocks_change_nothing(monkeypatch):
 def test_without_a_group_is_what_the_others_give():
     rng = np.random.default_rng(6)
     real, fake = rng.normal(size=(60, 3)), 1.3 * rng.normal(size=(43, 3))
-    found = nb.inside(real, fake, 2, groups=4)
-    for g, part in enumerate(nb.base.groups_of(43, 4)):
+    parts = nb.base.groups_of(43, 4)
+    found = nb.inside(real, fake, 2, groups=parts)
+    for g, part in enumerate(parts):
         rest = nb.inside(real, np.delete(fake, part, axis=0), 2)
         assert np.array_equal(found.covered_without[g], rest.covered)
         assert np.array_equal(found.recalled_without[g], rest.recalled)
@@ -252,11 +255,12 @@ def test_shares_at_either_end_have_intervals_with_a_width():
 
 def test_shares_in_the_middle_have_the_interval_of_the_jackknife():
     rng = np.random.default_rng(9)
-    real, fake = rng.normal(size=(30, 2)), 0.5 * rng.normal(size=(900, 2))
-    found = nb.inside(real, fake, 3, groups=10)
+    real, fake = rng.normal(size=(90, 2)), 0.5 * rng.normal(size=(2000, 2))
+    parts = nb.base.groups_of(2000, 10)
+    found = nb.inside(real, fake, 3, groups=parts)
     without = found.recalled_without.mean(axis=1)
     exact = nb.base.jackknife(found.recalled.mean(), without)
-    wide = nb.base.of_share(found.recalled.sum(), 30)[1]
+    wide = nb.base.of_share(found.recalled.sum(), 90)[1]
     assert wide[0] < exact[0] < exact[1] < wide[1], "Wilson's would be too wide"
     assert metrics(fake, real, k=3)[1]["recall"] == pytest.approx(exact)
 

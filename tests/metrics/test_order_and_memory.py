@@ -44,10 +44,18 @@ def modes(num, seed, spread=1.0):
     }
 
 
-@pytest.mark.parametrize("name", sorted(metrics.REGISTRY["metric"]))
-def test_sorted_and_shuffled_samples_have_intervals_of_one_width(name):
+NAMES = sorted(metrics.REGISTRY["metric"])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_sorted_and_shuffled_samples_have_intervals_of_one_width(name, labelled):
+    if name == "class_frechet" and not labelled:
+        return
     other = feature_sets.reference(**modes(400, 0))
     ordered = modes(480, 1, 1.2)
+    if not labelled:
+        del ordered["label"]
     order = np.random.default_rng(2).permutation(480)
     shuffled = {key: value[order] for key, value in ordered.items()}
     one, two = (
@@ -72,6 +80,33 @@ def test_groups_are_a_partition_of_nearly_equal_random_parts():
     # Of 1,000 in 10: 99 gaps of about 10 that would all be 1 of contiguous groups.
     assert np.mean(np.diff(base.groups_of(1000, 10)[3])) == pytest.approx(10, rel=0.1)
     assert base.groups_of(7, 1)[0].tolist() == list(range(7))
+    assert base.groups_of(7, 0) == []
+
+
+def test_equal_numbers_of_each_class_are_spread_evenly():
+    label = np.random.default_rng(3).permutation(np.arange(202) % 4)
+    for part in base.groups_of(202, 10, label):
+        counts = np.bincount(label[part], minlength=4)
+        assert counts.min() >= 4 and counts.max() <= 6, "5 of each, and the remainder"
+    chance, few = np.minimum(label, 2), np.arange(202) // 2
+    plain = base.groups_of(202, 10)
+    for other in (chance, few):
+        found = base.groups_of(202, 10, other)
+        assert all(np.array_equal(a, b) for a, b in zip(plain, found, strict=True))
+
+
+# Those of which the interval is of each sample, of splits, or of each class by itself.
+NOT_OF_GROUPS = {"class_frechet", "inception_score", "kernel", "memorization"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NOT_OF_GROUPS])
+def test_every_metric_spreads_classes_over_its_groups(name):
+    samples, other = modes(240, 1), feature_sets.reference(**modes(200, 0))
+    one = built(name)(feature_sets.Arrays(**samples), other)
+    samples["label"] = None
+    two = built(name)(feature_sets.Arrays(**samples), other)
+    assert one.numbers == two.numbers
+    assert one.intervals != two.intervals
 
 
 @pytest.mark.parametrize(
