@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from diffusionlab import config as config_lib
 from diffusionlab import inference, machine, multihost, pictures, restore, workdir
 from diffusionlab.checkpoint import CheckpointError, Checkpoints
-from diffusionlab.evals import feature_store, scratch
+from diffusionlab.evals import feature_store, sample_quality, scratch
 from diffusionlab.experiment import Experiment
 from diffusionlab.types import EvalContext, EvalResult, Sampler
 
@@ -248,11 +249,9 @@ def warnings_of(result: EvalResult) -> str:
 
 
 def _real(name: str) -> str:
-    """The same figure for real data: 'a/b' and 'eval/x/a/b' -> '..a_real/b'."""
-    parts = name.split("/")
-    first = 2 if parts[0] == "eval" else 0
-    parts[first] += "_real"
-    return "/".join(parts)
+    """The same figure for real data; names may begin with 'eval/<label>/'."""
+    label, first = re.match(r"(eval/[^/]*/)?(.*)", name, re.DOTALL).groups()
+    return (label or "") + sample_quality.real_name(first)
 
 
 def evaluate(

@@ -150,9 +150,9 @@ class SampleQuality:
             real = self._of_split(context, self.baseline, network, outputs)
             found = _measure(self._metrics(), real, against)
             for name, value in found.numbers.items():
-                result.numbers[_real(name)] = value
+                result.numbers[real_name(name)] = value
             for name, interval in found.intervals.items():
-                result.intervals[_real(name)] = interval
+                result.intervals[real_name(name)] = interval
         about = {
             "samples": {
                 "num": samples.num,
@@ -248,7 +248,7 @@ def _measure(metrics, samples: Features, against: Features) -> types.EvalResult:
     return total
 
 
-def _real(name: str) -> str:
+def real_name(name: str) -> str:
     """'frechet' -> 'frechet_real', 'class_frechet/3' -> 'class_frechet_real/3'."""
     first, slash, rest = name.partition("/")
     return f"{first}_real{slash}{rest}"
