@@ -109,7 +109,7 @@ def test_published_statistics_are_a_reference(samples, tmp_path, digits):
     exact = distance((digits[0][:200] - 1) / 2, digits[0])
     assert found["numbers"]["frechet"] == pytest.approx(exact, rel=1e-6)
     assert found["settings"]["reference"] == path
-    with pytest.raises(ValueError, match=r"stats\.npz has statistics only"):
+    with pytest.raises(ValueError, match=r"stats\.npz' has statistics"):
         recall = [{"name": "precision_recall"}]
         evaluate_files.run(
             samples=samples, reference=path, evals=quality(metrics=recall)

@@ -36,7 +36,7 @@ class SampleQuality:
     Attributes:
       extractor: block of the feature network.
       metrics: blocks; empty is Frechet distance, kernel distance, precision and recall,
-        density and coverage.
+        density and coverage, or with a file of statistics the first of these alone.
       num_samples: samples drawn.
       reference: 'train' or 'test' data of the run, or an .npz file with `mu` and
         `sigma`, for metrics that need no more.
@@ -130,7 +130,11 @@ class SampleQuality:
         return sorted({name for metric in self._metrics() for name in metric.needs})
 
     def _metrics(self) -> tuple[Metric, ...]:
-        return self.metrics or (
+        if self.metrics:
+            return self.metrics
+        if self.reference not in _SPLITS:
+            return (frechet.Frechet(),)
+        return (
             frechet.Frechet(),
             kernel.Kernel(),
             neighbours.PrecisionRecall(),

@@ -224,6 +224,8 @@ def test_statistics_are_refused_before_the_samples_are_drawn(context, tmp_path):
     quality(save_reference=file)(context(drawn))
     with pytest.raises(ValueError, match="metrics: PrecisionRecall needs the features"):
         quality(reference=file, metrics=(PrecisionRecall(),)).check(Gaussian())
+    found = quality(reference=file, metrics=())(context(drawn)).numbers
+    assert set(found) == {"frechet"}
     with pytest.raises(ValueError, match="of another network"):
         quality(reference=file, extractor=Doubled())(context(drawn, asked))
     with pytest.raises(ValueError, match="save_reference: expected a name that ends"):
