@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -295,14 +296,40 @@ _FUNCTIONS = {
 }
 
 
+def one_by_one(function: Callable[[Params, Array], Any]) -> Callable:
+    """Returns the same function of a batch, which takes one image after another."""
+
+    def run(params: Params, x: Array):
+        found = jax.lax.map(lambda image: function(params, image[None]), x)
+        return jax.tree.map(lambda rows: rows[:, 0], found)
+
+    return run
+
+
+def _suited(function: Callable[[Params, Array], Any]) -> Callable:
+    """On a CPU by itself one image at a time is half again as fast, and needs less.
+
+    The activations of one stay in its caches. Several devices share a batch instead.
+    """
+
+    def run(params: Params, x: Array):
+        alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+        return (one_by_one(function) if alone else function)(params, x)
+
+    return run
+
+
+@_suited
 def _legacy_tf(params: Params, x: Array) -> dict[str, Array]:
     return apply(params, (resize.tf1_bilinear(x, _SIZE, _SIZE) - 128) / 128)
 
 
+@_suited
 def _clean(params: Params, x: Array) -> dict[str, Array]:
     return apply(params, (x - 128) / 128)
 
 
+@_suited
 def _legacy_pytorch(params: Params, x: Array) -> dict[str, Array]:
     # pytorch-fid, and clean-fid in this mode, scale to [-1, 1] exactly.
     return apply(params, resize.half_pixel_bilinear(x, _SIZE, _SIZE) / 127.5 - 1)

@@ -332,3 +332,11 @@ def test_weights_of_torchvision_are_refused(state):
     wrong = state | {"fc.weight": np.zeros((1000, 256), np.float32)}
     with pytest.raises(ValueError, match="torchvision's Inception"):
         inception.convert(wrong)
+
+
+def test_one_image_after_another_gives_what_the_batch_gives():
+    x = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2)
+    function = lambda params, x: {"a": (params * x).sum((1, 2)), "b": x[:, 0, 0]}  # noqa: E731
+    found, whole = inception.one_by_one(function)(2.0, x), function(2.0, x)
+    for name in whole:
+        np.testing.assert_array_equal(found[name], whole[name])
