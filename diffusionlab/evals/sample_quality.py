@@ -31,7 +31,8 @@ class SampleQuality:
 
     The numbers are those of the metrics, by their names. One that ends in `_real` is
     the same for the examples of `baseline` in place of the samples: what a perfect
-    sampler would reach with as many examples.
+    sampler would reach. They are as many as the samples, evenly spaced, or where there
+    are fewer, all of them, which a note says: most metrics depend on the number.
 
     Attributes:
       extractor: block of the feature network.
@@ -151,7 +152,13 @@ class SampleQuality:
         samples = self._samples(context, network, outputs)
         result = _measure(self._metrics(), samples, against)
         if self.baseline:
-            real = self._of_split(context, self.baseline, network, outputs)
+            number = self.num_samples
+            real = self._of_split(context, self.baseline, network, outputs, number)
+            if real.num < number:
+                result.notes["real data"] = (
+                    f"{real.num} examples stand for {number} samples, as there are no "
+                    "more: metrics that depend on the number differ by that, too"
+                )
             found = _measure(self._metrics(), real, against)
             for name, value in found.numbers.items():
                 result.numbers[real_name(name)] = value
@@ -205,7 +212,8 @@ class SampleQuality:
 
     def _reference(self, context, network: Network, outputs) -> Features:
         if self.reference in _SPLITS:
-            return self._of_split(context, self.reference, network, outputs)
+            limit = self.num_reference
+            return self._of_split(context, self.reference, network, outputs, limit)
         x = network.prepare(np.zeros((1, *context.spec.shape), np.float32))
         shapes = jax.eval_shape(network.apply, network.params, x)
         widths = {name: shapes[name].shape[1] for name in outputs}
@@ -232,10 +240,10 @@ class SampleQuality:
                 "new file."
             )
 
-    def _of_split(self, context, split: str, network: Network, outputs):
+    def _of_split(self, context, split: str, network: Network, outputs, limit: int):
         source = context.train if split == "train" else context.test
         return reference.of_source(
-            source, network, outputs, context.apply, context.room, self.num_reference
+            source, network, outputs, context.apply, context.room, limit
         )
 
 

@@ -166,5 +166,5 @@ def _picture(samples, reference, found, number) -> dict[str, np.ndarray]:
         return {}
     if left.shape != right.shape or not pictures.shows_images(left.shape[1:]):
         return {}
-    caption = "sample | its nearest example, closest first"
+    caption = f"sample | its nearest in {reference.name}, closest first"
     return {"nearest": pictures.pairs(left, right, 8, caption=caption)}

@@ -239,3 +239,12 @@ def test_warnings_of_several_metrics_are_all_kept(context):
     few = quality(num_samples=4, metrics=(Frechet(groups=0), PrecisionRecall(k=1)))
     notes = few(context(samples(4))).notes
     assert "rank 3 at most" in notes["warning: frechet"]
+
+
+@pytest.mark.parametrize(("num", "real"), [(100, 100), (400, 400), (500, 400)])
+def test_real_data_are_as_many_as_the_samples_where_there_are(context, num, real):
+    found = quality(num_samples=num, baseline="train")(context(samples(num)))
+    assert found.provenance["baseline"]["num"] == real
+    assert found.provenance["reference"]["num"] == 400
+    said = found.notes.get("real data", "")
+    assert said.startswith("400 examples stand for 500") if real < num else not said

@@ -26,7 +26,7 @@ def test_it_is_trained_once(tmp_path, monkeypatch):
 
     def train(file):
         trained.append(file)
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         widths = (64, *digits._WIDTHS, 10)
         shapes = zip(widths[:-1], widths[1:], strict=True)
         arrays = {f"kernel_{i}": np.ones(s, np.float32) for i, s in enumerate(shapes)}
@@ -36,6 +36,9 @@ def test_it_is_trained_once(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "_train", train)
     first, second = (digits.Digits().load(room) for _ in range(2))
     assert len(trained) == 1
+    trained[0].write_bytes(trained[0].read_bytes()[:50])
+    assert digits.Digits().load(room).fingerprint == first.fingerprint
+    assert len(trained) == 2, "a damaged file is made anew"
     assert first.fingerprint == second.fingerprint
     # All ones: relu sums the pixels, then 128 and 64 equal numbers.
     found = first.apply(first.params, np.full((1, 8, 8, 1), 0.5, np.float32))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from diffusionlab import inference, main, workdir
+from diffusionlab import checks, inference, main, workdir
 from diffusionlab.evals import feature_store
 
 BARE = (
@@ -98,7 +98,7 @@ def test_an_interrupted_evaluation_goes_on(solved, monkeypatch, capsys):
     assert found["provenance"] == whole["provenance"]
 
 
-def test_sobol_noise_needs_a_deterministic_sampler(solved):
+def test_sobol_noise_needs_a_deterministic_sampler(solved, monkeypatch):
     sobol = evaluated(solved, "sobol", num_samples=64, metrics=[FRECHET], sobol=True)
     plain = evaluated(solved, "plain", num_samples=64, metrics=[FRECHET])
     digests = [q["provenance"]["samples"]["sha256"] for q in (sobol, plain)]
@@ -109,6 +109,9 @@ def test_sobol_noise_needs_a_deterministic_sampler(solved):
     noisy = "--config.sampler={'name':'ancestral','num_steps':2}"
     with pytest.raises(ValueError, match="config.evals.q.sobol: the sampler draws noi"):
         main.run([*words, noisy])
+    monkeypatch.setattr(checks, "_MAX_SOBOL", 1)
+    with pytest.raises(ValueError, match="q.sobol: .* at most 1 dimension"):
+        main.run(words)
 
 
 def test_a_classifier_of_this_program_gives_features(root, tmp_path):
