@@ -48,7 +48,7 @@ def test_an_exact_denoiser_scores_as_real_data_do(solved, capsys):
         num_samples=400,
         reference="test",
         baseline="train",
-        metrics=[FRECHET, {"name": "sliced_wasserstein"}],
+        metrics=[FRECHET, {"name": "sliced_wasserstein"}, {"name": "kernel"}],
     )
     numbers, (low, high) = found["numbers"], found["intervals"]["frechet"]
     assert low < numbers["frechet"] < high
@@ -59,6 +59,7 @@ def test_an_exact_denoiser_scores_as_real_data_do(solved, capsys):
     assert found["provenance"]["network"] == {"network": "pixels"}
     assert "jax" in found["versions"]
     printed = capsys.readouterr().out
+    assert "exact:\n  warning: kernel: subsets of 400" in printed
     assert "real data: " in printed and "eval/exact/frechet  " in printed
     assert not list((solved / "evals").glob(".unfinished*"))
 
