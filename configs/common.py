@@ -64,3 +64,54 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.logging.every = 2
     config.logging.samples_every = 5
     config.logging.num_samples = 20
+
+
+def distillation(
+    objective: str, variant: str, num_steps: int
+) -> ml_collections.ConfigDict:
+    """What every config of a student shares; process, data and network are a teacher's.
+
+    Args:
+      objective: registered name.
+      variant: '' for images such as the digits, 'mixture' for the 2-D mixture with its
+        exact teacher, 'smoke' for the latter in toy sizes.
+      num_steps: of the student; the sampler's are the same number.
+    """
+    check_variant(variant, ("", "mixture", "smoke"))
+    config = get_config()
+    del config.process
+    steps = ml_collections.FieldReference(num_steps)
+    config.objective = dict(name=objective, num_steps=steps)
+    config.sampler = dict(name="ddim", num_steps=steps)
+    # Guidance is the teacher's, and in the student already.
+    config.guidance = dict()
+    config.optim = dict(student=adam(2e-4, 2000))
+    config.train = dict(num_steps=2000)
+    config.checkpoint = dict(every=1000)
+    config.logging = dict(every=50, samples_every=500, num_samples=100)
+    if variant == "":
+        config.teacher = dict(run="runs/digits", start="")
+        config.data = dict(batch_size=128)
+        config.evals = dict(samples=dict(name="samples", num_samples=1500))
+    else:
+        config.teacher = dict(run="runs/solved", start="runs/mixture")
+        config.data = dict(batch_size=256)
+        config.evals = dict(mixture=dict(name="mixture", num_samples=5000))
+        config.logging.num_samples = 1000
+    return config
+
+
+def adam(value: float, num_steps: int, b1: float = 0.9, b2: float = 0.99) -> dict:
+    """Returns Adam with a warm-up over a twentieth of the steps and a line to zero."""
+    rate = dict(
+        name="linear", value=value, warmup_steps=num_steps // 20, decay_steps=num_steps
+    )
+    return dict(name="adam", learning_rate=rate, options=dict(b1=b1, b2=b2))
+
+
+def shrink_student(config: ml_collections.ConfigDict) -> None:
+    """The smoke variant of a student: `shrink`, with a teacher that has to be given."""
+    steps = config.objective.get("num_steps")
+    shrink(config)
+    config.sampler.num_steps = steps
+    config.teacher = dict(run="", start="")

@@ -9,7 +9,7 @@ from typing import Any
 from diffusionlab import registry, settings
 from diffusionlab.guidance import base as guidance
 from diffusionlab.samplers.inverse import is_deterministic
-from diffusionlab.types import Sampler
+from diffusionlab.types import Sampler, Teacher
 
 _MAX_SOBOL = 21201  # dimensions of scipy.stats.qmc.Sobol
 
@@ -35,10 +35,11 @@ def check(experiment: Any) -> None:
                 f"config.networks.{name}: no role of the objective uses it; used: "
                 f"{', '.join(sorted(used))}."
             )
-    if set(experiment.optim) != set(roles):
+    trained = [name for name, role in roles.items() if role.trainable]
+    if set(experiment.optim) != set(trained):
         raise ValueError(
             f"config.optim: has blocks for {sorted(experiment.optim)}, but the "
-            f"objective trains {sorted(roles)}."
+            f"objective trains {sorted(trained)}."
         )
     for name, role in roles.items():
         for average in role.ema or ():
@@ -56,6 +57,11 @@ def check(experiment: Any) -> None:
         _check_evaluator(experiment, evaluator, f"config.evals.{name}")
     _check_guidance(experiment)
     check_sampler(experiment.sampler, experiment, "config.sampler")
+    if hasattr(experiment.objective, "check_sampler"):
+        try:
+            experiment.objective.check_sampler(experiment.sampler)
+        except ValueError as error:
+            raise ValueError(f"config.sampler.{error}") from None
     axes = [
         a
         for n in experiment.networks.values()
@@ -69,6 +75,13 @@ def check(experiment: Any) -> None:
                 f"config.mesh.rules.{logical}: unknown logical axis"
                 f"{registry.nearest(logical, known)} Known: {', '.join(sorted(known))}."
             )
+
+
+def as_teacher(experiment: Any) -> Teacher:
+    """Returns what an objective may use of the experiment of its teacher."""
+    dropout = getattr(experiment.objective, "label_dropout", 0.0)
+    has_null_label = bool(experiment.spec.num_classes) and dropout > 0
+    return Teacher(experiment.objective.predict, has_null_label)
 
 
 def _check_evaluator(experiment: Any, evaluator: Any, path: str) -> None:

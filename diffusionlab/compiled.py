@@ -20,28 +20,39 @@ class Steps:
     Args:
       experiment: what is trained.
       mesh: where.
+      frozen: the parameters that never change, or their shapes; see `teachers`.
     """
 
-    def __init__(self, experiment: Experiment, mesh):
+    def __init__(self, experiment: Experiment, mesh, frozen: Any = None):
         self.objective = experiment.objective
         whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         where = state_lib.shardings(experiment, mesh)
         self.state = state_lib.abstract(experiment, mesh)
         self.batch = abstract_batch(experiment, mesh)
+        self.frozen = frozen or {}
         self.accumulators = {
             name: train_step.abstract_accumulator(
-                experiment, name, self.state, self.batch
+                experiment, name, self.state, self.batch, self.frozen
             )
             for name in experiment.objective.phases
         }
+        frozen_where = jax.tree.map(lambda s: s.sharding, self.frozen)
         self._functions = {
             name: jax.jit(
                 train_step.make_train_step(experiment, name),
-                in_shardings=(where, whole, batch),
+                in_shardings=(where, whole, batch, frozen_where),
                 out_shardings=(where, whole),
                 donate_argnums=(0, 1),
             )
             for name in experiment.objective.phases
+        }
+        self._transitions = {
+            name: jax.jit(
+                train_step.make_transition(experiment, name),
+                in_shardings=(where,),
+                out_shardings=where,
+            )
+            for name in getattr(experiment.objective, "transitions", {})
         }
         self._whole = whole
         self._compiled: dict[str, Any] = {}
@@ -59,9 +70,17 @@ class Steps:
         )
 
     def __call__(self, step: int, state: TrainState, gathered: dict, batch):
-        """Runs optimiser step `step`; consumes `state` and the metrics of its phase."""
+        """Runs optimiser step `step`; consumes `state` and the metrics of its phase.
+
+        A transition that is due before this step comes first.
+        """
+        change = self._transitions and self.objective.transition(step)
+        if change:
+            state = self._transitions[change](state)
         name = self.objective.phase(step)
-        state, gathered[name] = self._compiled[name](state, gathered[name], batch)
+        state, gathered[name] = self._compiled[name](
+            state, gathered[name], batch, self.frozen
+        )
         return state
 
     def compile(self) -> dict[str, Any]:
@@ -69,7 +88,9 @@ class Steps:
         if not self._compiled:
             gathered = self.abstract_gathered()
             self._compiled = {
-                name: function.lower(self.state, gathered[name], self.batch).compile()
+                name: function.lower(
+                    self.state, gathered[name], self.batch, self.frozen
+                ).compile()
                 for name, function in self._functions.items()
             }
         return self._compiled
@@ -102,7 +123,10 @@ def flops_of_step(experiment: Experiment, steps: Steps) -> int:
         experiment = experiment_lib.build(config)
     per_phase = {
         name: flops.count(
-            train_step.make_gradients(experiment, name), steps.state, steps.batch
+            train_step.make_gradients(experiment, name),
+            steps.state,
+            steps.batch,
+            steps.frozen,
         )
         for name in experiment.objective.phases
     }

@@ -21,6 +21,7 @@ import ml_collections
 from diffusionlab import registry, settings
 
 _SETTINGS = {
+    "teacher": settings.Teacher,
     "data": settings.Data,
     "train": settings.Train,
     "mesh": settings.Mesh,
@@ -31,6 +32,7 @@ _SETTINGS = {
 
 BLOCKS = (
     "seed",
+    "teacher",
     "data",
     "process",
     "networks",
@@ -47,8 +49,10 @@ BLOCKS = (
     "logging",
 )
 
+_OPTIONAL = {"teacher": {}}
+
 # What may differ between two starts of one run: none of it changes what is learnt.
-MAY_CHANGE = (
+_OF_A_RUN = (
     "train.num_steps",
     "mesh",
     "data.num_threads",
@@ -59,6 +63,7 @@ MAY_CHANGE = (
     "checkpoint",
     "logging",
 )
+MAY_CHANGE = (*_OF_A_RUN, *(f"teacher.config.{key}" for key in _OF_A_RUN))
 
 
 def load(path: str) -> ml_collections.ConfigDict:
@@ -132,6 +137,8 @@ def _parse(text: str) -> Any:
 
 def _set(block: ml_collections.ConfigDict, key: str, value: Any, path: str) -> None:
     old = block.get(key)
+    if path == "config.teacher" and isinstance(value, str):
+        value = {**(old or {}), "run": value}
     if isinstance(value, dict):
         with block.unlocked():
             block[key] = ml_collections.ConfigDict(value)
@@ -161,7 +168,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: a key is unknown or missing, or a value is out of range.
       TypeError: a value has the wrong type.
     """
-    plain = _plain(config)
+    plain = {**_OPTIONAL, **_plain(config)}
     for key in plain:
         if key not in BLOCKS:
             raise ValueError(
@@ -190,6 +197,11 @@ def _resolve_block(key: str, block: Any) -> dict[str, Any]:
         if key == "data":
             done["source"] = registry.check("source", done["source"], f"{path}.source")
             done["augment"] = _named("augment", done["augment"], f"{path}.augment")
+        if key == "teacher" and done["config"]:
+            try:
+                done["config"] = resolve(done["config"])
+            except ValueError as error:
+                raise ValueError(f"config.teacher.{error}") from None
         return done
     if key in ("process", "objective", "sampler"):
         return registry.check(key, block, path)
@@ -284,18 +296,22 @@ def completed(stored: Mapping) -> dict[str, Any]:
 
     A block of which something is not accepted any more stays as it is.
     """
-    done = dict(stored)
-    for key in set(BLOCKS[1:]) & set(stored):
+    done = {**_OPTIONAL, **stored}
+    for key in set(BLOCKS[1:]) & set(done):
         with contextlib.suppress(ValueError, TypeError):  # that is then the difference
-            done[key] = json.loads(json.dumps(_resolve_block(key, stored[key])))
+            done[key] = json.loads(json.dumps(_resolve_block(key, done[key])))
     return done
+
+
+def _defaults() -> dict[str, Any]:
+    return {key: _resolve_block(key, block) for key, block in _OPTIONAL.items()}
 
 
 def conflicts(stored: Mapping, new: Mapping) -> list[str]:
     """Returns the differences that one run may not have between two starts."""
     return [
         line
-        for line in differences(completed(stored), new)
+        for line in differences(completed(stored), {**_defaults(), **new})
         if not any(line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE)
     ]
 

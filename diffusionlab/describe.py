@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from diffusionlab import compiled, machine, sharding
+from diffusionlab import compiled, machine, sharding, teachers
 from diffusionlab import experiment as experiment_lib
 from diffusionlab import state as state_lib
 
@@ -23,7 +23,7 @@ def describe(config: Mapping[str, Any]) -> str:
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        steps = compiled.Steps(experiment, mesh)
+        steps = compiled.Steps(experiment, mesh, teachers.abstract(experiment, mesh))
         places = state_lib.placements(experiment, mesh)
         params = steps.state.params
         lines = [sharding.table({r: (params[r], places[r]) for r in params}, mesh)]

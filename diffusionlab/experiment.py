@@ -41,6 +41,7 @@ class Experiment:
       train_source, test_source: what is trained on, and what is held out.
       guide: the guidance transforms, in the order of the registry.
       references: for each of them the run it uses, or None.
+      teacher: of the run that is distilled, or None.
       ema: averages by name, each with `rate(step)`.
       evals: evaluators by label.
     """
@@ -65,6 +66,7 @@ class Experiment:
     checkpoint: settings.Checkpoint
     logging: settings.Logging
     references: tuple = ()
+    teacher: Experiment | None = None
 
     @property
     def seed(self) -> int:
@@ -117,6 +119,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         )
         for name, block in config["networks"].items()
     }
+    teacher = _teacher(config, process, spec)
     objective = registry.build(
         "objective",
         config["objective"],
@@ -124,6 +127,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         process=process,
         networks=networks,
         spec=spec,
+        teacher=teacher and checks.as_teacher(teacher),
     )
     experiment = Experiment(
         config=config,
@@ -150,6 +154,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
             name: registry.build("evaluator", block, f"config.evals.{name}")
             for name, block in config["evals"].items()
         },
+        teacher=teacher,
     )
     checks.check(experiment)
     return dataclasses.replace(experiment, references=_references(experiment))
@@ -177,12 +182,67 @@ def of_run(folder: pathlib.Path, path: str) -> Experiment:
         raise FileNotFoundError(
             f"{path}: the run in '{folder}' has no checkpoint yet; train it first."
         )
-    config = workdir.read_config(folder) | {"guidance": {}, "evals": {}}
+    return _of_config(workdir.read_config(folder), f"{path}: the run in '{folder}'")
+
+
+def _of_config(config: Mapping[str, Any], whose: str) -> Experiment:
+    config = {**config, "guidance": {}, "evals": {}}
     config["logging"] = {**config["logging"], "samples_every": 0}
+    config["checkpoint"] = {**config["checkpoint"], "best": "", "best_mode": ""}
     try:
         return build(config)
     except ValueError as error:
-        raise ValueError(f"{path}: the run in '{folder}': {error}") from None
+        raise ValueError(f"{whose}: {error}") from None
+
+
+def _teacher(
+    config: Mapping[str, Any], process: Process, spec: DataSpec
+) -> Experiment | None:
+    """Builds the teacher's experiment out of the config that came with it.
+
+    Raises:
+      ValueError: the objective has no teacher, or the teacher is of another process or
+        other data; says what differs.
+    """
+    block = config.get("teacher") or {}
+    run, stored = block.get("run"), block.get("config")
+    if not run:
+        return None
+    name = config["objective"]["name"]
+    where = registry.target("objective", name, "config.objective")
+    if "teacher" not in registry.parameters(where):
+        raise ValueError(
+            f"config.teacher: the objective '{name}' has no teacher; leave it out."
+        )
+    if not stored:
+        raise ValueError(
+            "config.teacher.config: missing; `inherit.inherit(config)` takes it from "
+            f"'{run}'."
+        )
+    mesh, whose = config["mesh"], f"config.teacher: the run in '{run}'"
+    teacher = _of_config({**stored, "mesh": mesh}, whose)
+    check_same(teacher, process, spec, whose)
+    if not hasattr(teacher.objective, "predict"):
+        raise ValueError(f"{whose}: makes no predictions; it is no denoiser.")
+    if block["ema"]:
+        averages.check(teacher.ema, block["ema"], "config.teacher.ema")
+    return teacher
+
+
+def check_same(other: Experiment, process: Process, spec: DataSpec, whose: str) -> None:
+    """Raises ValueError unless z_t and the label mean the same to both runs."""
+    theirs = other.process
+    pairs = {
+        "process": (type(theirs).__name__, type(process).__name__),
+        "process.schedule": tuple(
+            getattr(p, "schedule", None) for p in (theirs, process)
+        ),
+        "shape of the data": (other.spec.shape, spec.shape),
+        "number of classes": (other.spec.num_classes, spec.num_classes),
+    }
+    for what, (there, here) in pairs.items():
+        if there != here:
+            raise ValueError(f"{whose} has another {what}: {there} there, {here} here.")
 
 
 def _references(experiment: Experiment) -> tuple[Reference | None, ...]:
@@ -205,19 +265,8 @@ def _reference(experiment: Experiment, transform: Any, path: str) -> Reference:
     """
     folder = pathlib.Path(transform.reference)
     other = of_run(folder, f"{path}.reference")
-    theirs, ours = other.process, experiment.process
-    pairs = {
-        "process": (type(theirs).__name__, type(ours).__name__),
-        "process.schedule": tuple(getattr(p, "schedule", None) for p in (theirs, ours)),
-        "shape of the data": (other.spec.shape, experiment.spec.shape),
-        "number of classes": (other.spec.num_classes, experiment.spec.num_classes),
-    }
-    for what, (there, here) in pairs.items():
-        if there != here:
-            raise ValueError(
-                f"{path}.reference: the run in '{folder}' has another {what}: {there} "
-                f"there, {here} here."
-            )
+    whose = f"{path}.reference: the run in '{folder}'"
+    check_same(other, experiment.process, experiment.spec, whose)
     if not hasattr(other.objective, transform.asks):
         raise ValueError(
             f"{path}.reference: the run in '{folder}' has the objective "

@@ -246,6 +246,12 @@ def make_loss(experiment: Experiment, mesh) -> Callable:
     phase = experiment.objective.phases[name]
 
     def loss(params, batch, index):
+        if experiment.teacher is not None:
+            raise ValueError(
+                "config.evals: the loss of the objective "
+                f"'{experiment.config['objective']['name']}' needs its teacher; leave "
+                "out the evaluators that ask for it, such as 'denoising_loss'."
+            )
         inputs = Inputs(
             batch=batch,
             key=keys.key(experiment.seed, "eval", index),

@@ -18,7 +18,7 @@ import pathlib
 import sys
 
 from diffusionlab import config as config_lib
-from diffusionlab import registry, settings, workdir
+from diffusionlab import inherit, registry, settings, workdir
 
 MODES = {
     "train": "train, or go on with a run (default)",
@@ -163,6 +163,8 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> dict:
     else:
         config = config_lib.load(args.config)
     config_lib.override(config, overrides)
+    if args.config is not None:
+        inherit.inherit(config)
     resolved = config_lib.resolve(config)
     if args.mode in ("sample", "eval"):
         stored = workdir.read_config(args.workdir)

@@ -40,6 +40,8 @@ _PACKAGES = {
     "metric": "diffusionlab.metrics",
     "paired_metric": "diffusionlab.metrics",
 }
+# A kind whose objects live in a second package, too.
+_MORE_PACKAGES = {"objective": "diffusionlab.distillation"}
 
 _MODULES = {
     "ema": {
@@ -57,7 +59,7 @@ _MODULES = {
 # Arguments that the experiment supplies; a config never states them.
 CONTEXT = {
     "network": ("spec", "dtype", "process", "source"),
-    "objective": ("process", "networks", "spec"),
+    "objective": ("process", "networks", "spec", "teacher"),
     "evaluator": (),
 }
 
@@ -73,7 +75,9 @@ def table(kind: str) -> Mapping[str, str]:
     """Returns the registry of `kind`: name -> 'module:object'."""
     if kind in _MODULES:
         return _MODULES[kind]
-    return importlib.import_module(_PACKAGES[kind]).REGISTRY[kind]
+    packages = [p[kind] for p in (_PACKAGES, _MORE_PACKAGES) if kind in p]
+    tables = [importlib.import_module(package).REGISTRY[kind] for package in packages]
+    return {name: where for found in tables for name, where in found.items()}
 
 
 def nearest(name: str, known) -> str:

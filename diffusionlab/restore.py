@@ -50,6 +50,8 @@ def of_state(experiment: Experiment, state: TrainState, name: str) -> dict[str, 
 
 def _roles(experiment: Experiment) -> tuple[str, ...]:
     objective = experiment.objective
+    if experiment.teacher is not None:
+        return objective.samples_from
     trained = objective.phases[objective.phase(0)].trains
     return tuple(dict.fromkeys([*objective.samples_from, *trained]))
 
@@ -90,7 +92,7 @@ def _of_reference(reference: Reference | None, step, mesh) -> dict[str, Params]:
     built, checkpoints = reference.experiment, Checkpoints(reference.folder)
     name, roles = reference.ema or default_ema(built), built.objective.samples_from
     path = f"{reference.path}.ema"
-    return _restore_roles(built, checkpoints, step, name, mesh, roles, path)
+    return of_roles(built, checkpoints, step, name, mesh, roles, path)
 
 
 def _updates(experiment: Experiment, role: str, steps: Sequence[int]) -> dict[int, int]:
@@ -124,13 +126,27 @@ def restore(
       ValueError: what is stored does not reach 'sigma_rel=WIDTH'; names what does.
     """
     roles = _roles(experiment)
-    found = _restore_roles(experiment, checkpoints, step, name, mesh, roles)
+    found = of_roles(experiment, checkpoints, step, name, mesh, roles)
     if any(experiment.references):
         found |= of_references(experiment, mesh)
     return found
 
 
-def _restore_roles(experiment, checkpoints, step, name, mesh, roles, path="--ema"):
+def of_roles(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    step: int,
+    name: str,
+    mesh,
+    roles: Sequence[str],
+    path: str = "--ema",
+) -> dict[str, Params]:
+    """Restores the parameters of some roles; as `restore`.
+
+    Args:
+      roles: which.
+      path: of the name of the average, for messages.
+    """
     abstract = state_lib.abstract(experiment, mesh)
     if not averages.is_reconstructed(name):
         return _restore_one(checkpoints, step, abstract, roles, name)

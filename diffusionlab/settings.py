@@ -44,6 +44,30 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The run that is distilled; `--config.teacher=FOLDER` sets `run`.
+
+    Attributes:
+      run: its directory; '' is no teacher.
+      step: of its checkpoint; None is the newest.
+      ema: name of its average, or 'none'; '' is the default of that run.
+      start: what students start from: '' is the teacher, else the directory of another
+        run with the same process, or 'random'.
+      config: of the teacher's run; the program fills it in.
+    """
+
+    run: str = ""
+    step: int | None = None
+    ema: str = ""
+    start: str = ""
+    config: Mapping = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for key in self.config if not self.run else ():
+            raise ValueError(f"config.{key}: is of the teacher's run, and run is ''.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """The optimiser of one role.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffusionlab import keys, optim, sharding
 from diffusionlab.experiment import Experiment
-from diffusionlab.types import Array, Params
+from diffusionlab.types import Array, Params, path_name
 
 
 @flax.struct.dataclass
@@ -34,7 +34,7 @@ class TrainState:
 @functools.cache
 def abstract_params(experiment: Experiment) -> dict[str, Any]:
     """Returns the shapes of the parameters by role."""
-    return jax.eval_shape(lambda: _init_params(experiment))
+    return jax.eval_shape(lambda: _init_params(experiment, None))
 
 
 @functools.cache
@@ -47,15 +47,17 @@ def optimizers(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _init_params(experiment: Experiment) -> dict[str, Params]:
+def _init_params(experiment: Experiment, start: Params | None) -> dict[str, Params]:
     params: dict[str, Params] = {}
     roles = experiment.objective.roles
-    # Random roles first, so that a copy finds its origin.
-    for name, role in sorted(roles.items(), key=lambda item: item[1].init != "random"):
+    # Copies last, so that each finds its origin.
+    for name, role in sorted(roles.items(), key=lambda item: ":" in item[1].init):
         kind, _, origin = role.init.partition(":")
-        if kind == "random":
+        if kind in ("random", "teacher"):
             key = keys.key(experiment.seed, f"init/{name}")
             params[name] = experiment.networks[role.network].init(key)
+            if kind == "teacher" and start is not None:
+                params[name] = overlay(params[name], start)
         elif kind == "copy" and origin in params:
             params[name] = jax.tree.map(jnp.copy, params[origin])
         else:
@@ -63,14 +65,53 @@ def _init_params(experiment: Experiment) -> dict[str, Params]:
     return params
 
 
+def overlay(params: Params, start: Params) -> Params:
+    """Returns `params` with the values of `start` where that has a leaf of this path.
+
+    Raises:
+      ValueError: `start` has a leaf that `params` has not, of this shape, or lacks one
+        that does not belong to a condition of the student's own.
+    """
+    wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    given = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(start)}
+    wrong = {
+        name: f"{getattr(given.get(name), 'shape', 'nothing')} there, "
+        f"{getattr(wanted.get(name), 'shape', 'nothing')} here"
+        for name in sorted({*wanted, *given})
+        if (name not in given and "condition" not in name)
+        or name not in wanted
+        or (name in given and wanted[name].shape != given[name].shape)
+    }
+    if wrong:
+        name = next(iter(wrong))
+        raise ValueError(
+            "config.teacher.start: the network that the student starts from is another "
+            f"one ({len(wrong)} parameters; '{name}': {wrong[name]}); leave "
+            "config.networks.denoiser out to have the same, give the directory of a "
+            "run of such a network, or start='random'."
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, own: jnp.copy(given.get(path_name(path), own)), params
+    )
+
+
 def _kept(experiment: Experiment, average: str) -> list[str]:
     roles = experiment.objective.roles
-    return [n for n, role in roles.items() if role.ema is None or average in role.ema]
+    return [
+        name
+        for name, role in roles.items()
+        if role.trainable and (role.ema is None or average in role.ema)
+    ]
 
 
-def create(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step, a pure function of the config."""
-    params = _init_params(experiment)
+def create(experiment: Experiment, start: Params | None = None) -> TrainState:
+    """Returns the state before the first step, a pure function of config and `start`.
+
+    Args:
+      experiment: what is trained.
+      start: parameters that roles with the init 'teacher' begin with; None is random.
+    """
+    params = _init_params(experiment, start)
     opt_state = {r: o.init(params[r]) for r, o in optimizers(experiment).items()}
     ema = {
         name: {
@@ -130,9 +171,10 @@ def abstract(experiment: Experiment, mesh) -> TrainState:
     )
 
 
-def init(experiment: Experiment, mesh) -> TrainState:
-    """Initialises the state, each array where it belongs from the start."""
+def init(experiment: Experiment, mesh, start: Params | None = None) -> TrainState:
+    """Initialises the state, each array where it belongs; `start` as in `create`."""
     make = jax.jit(
-        lambda: create(experiment), out_shardings=shardings(experiment, mesh)
+        lambda start: create(experiment, start),
+        out_shardings=shardings(experiment, mesh),
     )
-    return make()
+    return make(start)

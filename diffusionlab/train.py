@@ -29,6 +29,7 @@ from diffusionlab import (
     progress,
     settings,
     sharding,
+    teachers,
     train_step,
     workdir,
     writers,
@@ -81,7 +82,11 @@ def train(
     settings.check_best(experiment.checkpoint, experiment.evals)
     # Everything is built before the directory is claimed: a mistake leaves no trace.
     with jax.set_mesh(mesh):
-        steps, data = compiled.Steps(experiment, mesh), make_batches(experiment, mesh)
+        frozen, start = teachers.load(experiment, mesh, folder), None
+        if not workdir.saved_steps(folder):
+            start = teachers.starting(experiment, mesh)
+        steps = compiled.Steps(experiment, mesh, frozen)
+        data = make_batches(experiment, mesh)
     timeout = experiment.checkpoint.barrier_timeout
     # No process may look at the directory while another is claiming it.
     multihost.barrier("check the run directory", timeout)
@@ -94,7 +99,8 @@ def train(
             workdir.claim(folder, config, asked or {}, machine.environment())
 
         multihost.on_main("claim the run directory", claim, timeout)
-        return Loop(experiment, mesh, folder, resume, steps, data).run()
+        teachers.keep(experiment, frozen, folder)
+        return Loop(experiment, mesh, folder, resume, steps, data, start).run()
 
 
 def _check_batch(experiment: Experiment, mesh) -> None:
@@ -160,9 +166,10 @@ class Loop:
       experiment, mesh, folder, resume: as in `train`.
       steps: the step of each phase.
       data: this process's batches.
+      start: see `state.init`.
     """
 
-    def __init__(self, experiment, mesh, folder, resume, steps, data):
+    def __init__(self, experiment, mesh, folder, resume, steps, data, start=None):
         self.experiment, self.mesh, self.folder = experiment, mesh, folder
         self.preemption = Preemption(experiment.checkpoint.barrier_timeout)
         self.printer = progress.Printer() if multihost.is_main() else None
@@ -170,7 +177,7 @@ class Loop:
         self.say(self._placement_table())
         self.checkpoints = Checkpoints(folder, experiment.checkpoint)
         self.hooks_done = True
-        self.start, self.state, self.gathered = self._begin(resume)
+        self.start, self.state, self.gathered = self._begin(resume, start)
         self.checkpoints.best.look(self.start)
         self.writers = writers.open_writers(
             folder,
@@ -196,7 +203,7 @@ class Loop:
         params = self.steps.state.params
         return sharding.table({r: (params[r], places[r]) for r in params}, self.mesh)
 
-    def _begin(self, resume: str):
+    def _begin(self, resume: str, start):
         """Restores the newest checkpoint, or initialises; never both."""
         found = self.checkpoints.steps()
         timeout = self.experiment.checkpoint.barrier_timeout
@@ -218,7 +225,7 @@ class Loop:
             return found[-1], state, gathered
         if (self.folder / writers.METRICS_FILE).is_file():
             self.say("no checkpoint yet: starting at step 0")
-        state = state_lib.init(self.experiment, self.mesh)
+        state = state_lib.init(self.experiment, self.mesh, start)
         return 0, state, self.steps.empty()
 
     def run(self) -> int:

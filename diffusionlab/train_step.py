@@ -6,7 +6,7 @@ metrics. A phase is one compiled function; `objective.phase(step)` chooses on th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,11 +28,12 @@ NEVER = jnp.iinfo(jnp.int32).max
 
 def make_train_step(
     experiment: Experiment, phase_name: str
-) -> Callable[[TrainState, Accumulator, Batch], tuple[TrainState, Accumulator]]:
-    """Returns the pure step of one phase.
+) -> Callable[..., tuple[TrainState, Accumulator]]:
+    """Returns the pure step of one phase, `step(state, accumulator, batch, frozen)`.
 
-    The step takes the state, the metrics gathered since the last row, and the global
-    batch; it returns both, updated. Donate the first two.
+    It takes the state, the metrics gathered since the last row, the global batch, and
+    parameters that never change (see `Inputs.params`); it returns the first two,
+    updated. Donate these.
     """
     gradients = make_gradients(experiment, phase_name)
     optimizers = state_lib.optimizers(experiment)
@@ -41,8 +42,8 @@ def make_train_step(
         for role, block in experiment.optim.items()
     }
 
-    def step(state, accumulator, batch):
-        grads, metrics = gradients(state, batch)
+    def step(state, accumulator, batch, frozen=None):
+        grads, metrics = gradients(state, batch, frozen)
         params, opt_state = dict(state.params), dict(state.opt_state)
         for role, grad in grads.items():
             updates, opt_state[role] = optimizers[role].update(
@@ -74,7 +75,7 @@ def make_train_step(
 
 
 def make_gradients(experiment: Experiment, phase_name: str) -> Callable:
-    """Returns `gradients(state, batch) -> ({role: gradient}, Metrics)` of one phase.
+    """Returns `gradients(state, batch, frozen) -> ({role: gradient}, Metrics)`.
 
     With n micro-batches the gradient is the mean of theirs, computed one after the
     other, so that activations of one micro-batch only are in memory.
@@ -82,12 +83,12 @@ def make_gradients(experiment: Experiment, phase_name: str) -> Callable:
     phase = experiment.objective.phases[phase_name]
     num = experiment.train.micro_batches
 
-    def micro_gradients(state, batch, index):
+    def micro_gradients(state, frozen, batch, index):
         inputs = Inputs(
             batch=batch,
             key=keys.key(experiment.seed, f"loss/{phase_name}", state.step, index),
             step=state.step,
-            params=jax.lax.stop_gradient(state.params),
+            params=jax.lax.stop_gradient({**state.params, **(frozen or {})}),
             ema=state.ema,
         )
         trained = {role: state.params[role] for role in phase.trains}
@@ -95,25 +96,56 @@ def make_gradients(experiment: Experiment, phase_name: str) -> Callable:
         (_, metrics), grads = grad(trained, inputs)
         return grads, metrics
 
-    def gradients(state, batch):
+    def gradients(state, batch, frozen=None):
         if num == 1:
-            return micro_gradients(state, batch, 0)
+            return micro_gradients(state, frozen, batch, 0)
         pieces = jax.tree.map(lambda leaf: _split(leaf, num), batch)
         first = jax.tree.map(lambda leaf: leaf[0], pieces)
         zeros = jax.tree.map(
             lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(micro_gradients, state, first, 0),
+            jax.eval_shape(micro_gradients, state, frozen, first, 0),
         )
 
         def body(total, piece):
             micro_batch, index = piece
-            found = micro_gradients(state, micro_batch, index)
+            found = micro_gradients(state, frozen, micro_batch, index)
             return jax.tree.map(jnp.add, total, found), None
 
         (grads, metrics), _ = jax.lax.scan(body, zeros, (pieces, jnp.arange(num)))
         return jax.tree.map(lambda g: g / num, grads), metrics
 
     return gradients
+
+
+def make_transition(
+    experiment: Experiment, name: str
+) -> Callable[[TrainState], TrainState]:
+    """Returns the pure function of one of the objective's transitions."""
+    change = experiment.objective.transitions[name]
+    optimizers = state_lib.optimizers(experiment)
+
+    def origin(state: TrainState, where: str):
+        role, _, average = where.partition("@")
+        return state.ema[average][role] if average else state.params[role]
+
+    def transition(state: TrainState) -> TrainState:
+        new = {role: origin(state, where) for role, where in change.copy.items()}
+        params = {**state.params, **new}
+        fresh = {role: optimizers[role].init(params[role]) for role in change.restart}
+        averages = {
+            name: {
+                role: params[role] if role in change.restart else average
+                for role, average in by_role.items()
+            }
+            for name, by_role in state.ema.items()
+        }
+        # Outputs may not share their buffers.
+        return jax.tree.map(
+            jnp.copy,
+            TrainState(state.step, params, {**state.opt_state, **fresh}, averages),
+        )
+
+    return transition
 
 
 def _split(leaf: Array, num: int) -> Array:
@@ -150,14 +182,19 @@ def accumulate(accumulator: Accumulator, metrics: Metrics, step: Array) -> Accum
 
 
 def abstract_accumulator(
-    experiment: Experiment, phase_name: str, state: TrainState, batch: Batch
+    experiment: Experiment,
+    phase_name: str,
+    state: TrainState,
+    batch: Batch,
+    frozen: Mapping[str, Any] | None = None,
 ) -> Accumulator:
     """Returns the shapes of the accumulator of one phase.
 
     Args:
-      state, batch: shapes.
+      state, batch, frozen: shapes.
     """
-    _, metrics = jax.eval_shape(make_gradients(experiment, phase_name), state, batch)
+    gradients = make_gradients(experiment, phase_name)
+    _, metrics = jax.eval_shape(gradients, state, batch, frozen)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     for role in experiment.objective.phases[phase_name].trains:
         metrics[f"grad_norm/{role}"] = (scalar, scalar)

@@ -120,13 +120,41 @@ class Role(NamedTuple):
 
     Attributes:
       network: entry of `config.networks`.
-      init: 'random' or 'copy:<role>'.
+      init: 'random', 'copy:<role>', or 'teacher': what `config.teacher.start` says.
       ema: names of `config.ema` this role keeps; None keeps all of them.
+      trainable: False for one that only a `Transition` changes; it has no optimiser
+        and keeps no averages.
     """
 
     network: str
     init: str = "random"
     ema: tuple[str, ...] | None = None
+    trainable: bool = True
+
+
+class Transition(NamedTuple):
+    """A change of the state between two steps.
+
+    Attributes:
+      copy: role -> where its new parameters come from: a role, or '<role>@<average>'.
+      restart: roles whose optimiser and averages start afresh.
+    """
+
+    copy: Mapping[str, str]
+    restart: tuple[str, ...] = ()
+
+
+class Teacher(NamedTuple):
+    """The network of another run, as its own config says.
+
+    Attributes:
+      predict: `predict(params, z_t, t, cond) -> Prediction`; `params` by role are
+        `inputs.params["teacher"]`.
+      has_null_label: whether it was trained without labels, too.
+    """
+
+    predict: Callable[..., Prediction]
+    has_null_label: bool
 
 
 class Inputs(NamedTuple):
@@ -136,7 +164,9 @@ class Inputs(NamedTuple):
       batch: leaves `[B, ...]`.
       key: the random key of this step and micro-batch.
       step: int32 scalar, finished optimiser steps.
-      params: parameters of every role, no gradient flows into them.
+      params: parameters of every role, no gradient flows into them. With a teacher its
+        own, by role, are the entry 'teacher'; where the objective asks for them with
+        `needs_second_moment`, the second moments of its Adam are 'second_moment'.
       ema: averages by name, then role.
     """
 
@@ -162,7 +192,14 @@ class Phase(NamedTuple):
 class Objective(Protocol):
     """Which networks there are, which of them each phase trains, one loss per phase.
 
-    `samples_from` names the roles whose parameters `predict` needs.
+    `samples_from` names the roles whose parameters `predict` needs. An objective may
+    have besides:
+
+      transition(step): name of a change of the state before optimiser step `step`, or
+        None; plain Python on the host. `transitions` has a `Transition` for each name.
+      check_sampler(sampler): raises ValueError for one its samples cannot come from.
+      evaluations: phase -> network evaluations of one step per example, a backward pass
+        being two and a Jacobian-vector product one.
     """
 
     roles: Mapping[str, Role]

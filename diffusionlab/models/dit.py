@@ -19,6 +19,7 @@ class DiT(nn.Module):
       dropout: on the hidden layer of each MLP.
       unroll: unroll the scan over layers.
       remat: name of a policy in `jax.checkpoint_policies`, or '' to keep activations.
+      conditions: names of further numbers it is told; see `layers.Embedding`.
     """
 
     spec: DataSpec
@@ -31,6 +32,7 @@ class DiT(nn.Module):
     dropout: float = 0.0
     unroll: bool = False
     remat: str = ""
+    conditions: tuple[str, ...] = ()
 
     PARAM_AXES = (
         *layers.ATTENTION_AXES,
@@ -49,9 +51,9 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, cond: Cond, *, train: bool) -> Array:
-        emb = layers.Embedding(self.spec, self.width, self.dtype, name="embedding")(
-            cond
-        )
+        emb = layers.Embedding(
+            self.spec, self.width, self.dtype, self.conditions, name="embedding"
+        )(cond)
         patches = layers.patchify(z, self.patch_size)
         batch, rows, columns, features = patches.shape
         h = nn.Dense(self.width, dtype=self.dtype, name="stem")(patches)
@@ -70,6 +72,7 @@ class DiT(nn.Module):
             self.dtype,
             name="transformer",
         )(h, emb, train=train)
+        self.sow("intermediates", "features", h.mean(axis=1))
         modulation = nn.Dense(
             2 * self.width,
             kernel_init=nn.initializers.zeros,

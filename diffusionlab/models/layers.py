@@ -60,11 +60,16 @@ class Embedding(nn.Module):
 
     `cond['label_noise']`, if there, is a function (embedding `[B, width]` of the label,
     whether it is the null class `[B]`) -> what takes the place of the embedding.
+
+    Attributes:
+      conditions: names of further numbers in cond, `[B]` each. What they add starts at
+        zero: a network with a new condition is the same as before.
     """
 
     spec: DataSpec
     width: int
     dtype: str
+    conditions: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, cond: Cond) -> Array:
@@ -84,6 +89,14 @@ class Embedding(nn.Module):
                 is_null = cond["label"] == self.spec.num_classes
                 label = cond["label_noise"](label, is_null)
             h = h + label
+        for name in self.conditions:
+            features = fourier_features(cond[name], min(self.width, 128))
+            h = h + nn.Dense(
+                self.width,
+                kernel_init=nn.initializers.zeros,
+                dtype=self.dtype,
+                name=f"condition_{name}",
+            )(features.astype(self.dtype))
         return nn.silu(h)
 
 

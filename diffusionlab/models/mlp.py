@@ -12,12 +12,14 @@ class MLP(nn.Module):
     Attributes:
       width: of the hidden layers.
       num_layers: number of residual blocks.
+      conditions: names of further numbers it is told; see `layers.Embedding`.
     """
 
     spec: DataSpec
     dtype: str
     width: int = 128
     num_layers: int = 3
+    conditions: tuple[str, ...] = ()
 
     PARAM_AXES = (
         (r"up/kernel$", ("embed", "mlp")),
@@ -26,9 +28,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, cond: Cond, *, train: bool) -> Array:
-        emb = layers.Embedding(self.spec, self.width, self.dtype, name="embedding")(
-            cond
-        )
+        emb = layers.Embedding(
+            self.spec, self.width, self.dtype, self.conditions, name="embedding"
+        )(cond)
         zeros = nn.initializers.zeros
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(z)
         for i in range(self.num_layers):
@@ -45,6 +47,7 @@ class MLP(nn.Module):
             )(nn.gelu(branch + shift))
             h = layers.shard(h + branch, "batch", "embed")
         h = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
+        self.sow("intermediates", "features", h)
         return nn.Dense(
             z.shape[-1], kernel_init=zeros, dtype=self.dtype, name="raw_out"
         )(h)

@@ -27,6 +27,7 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
         cond = {"t": jnp.zeros(1), "logsnr": jnp.zeros(1)}
         if spec.num_classes:
             cond["label"] = jnp.zeros(1, jnp.int32)
+        cond |= {name: jnp.zeros(1) for name in getattr(module, "conditions", ())}
         return module.init({"params": key}, z, cond, train=False)["params"]
 
     def apply(params, z, cond, *, train=False, key=None):

@@ -57,6 +57,7 @@ class UViT(nn.Module):
       width, num_layers, num_heads, mlp_ratio, dropout: of the transformer.
       emb_width: of the embedding of noise level and class.
       unroll, remat: as in `DiT`.
+      conditions: names of further numbers it is told; see `layers.Embedding`.
     """
 
     spec: DataSpec
@@ -72,6 +73,7 @@ class UViT(nn.Module):
     emb_width: int = 256
     unroll: bool = False
     remat: str = ""
+    conditions: tuple[str, ...] = ()
 
     PARAM_AXES = (
         *layers.ATTENTION_AXES,
@@ -91,9 +93,9 @@ class UViT(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, cond: Cond, *, train: bool) -> Array:
-        emb = layers.Embedding(self.spec, self.emb_width, self.dtype, name="embedding")(
-            cond
-        )
+        emb = layers.Embedding(
+            self.spec, self.emb_width, self.dtype, self.conditions, name="embedding"
+        )(cond)
         patches = layers.patchify(z, self.patch_size)
         h = self._conv(self.channels[0], 3, "stem")(patches)
         skips = [h]
@@ -142,4 +144,5 @@ class UViT(nn.Module):
             self.dtype,
             name="transformer",
         )(h, emb, train=train)
+        self.sow("intermediates", "features", h.mean(axis=1))
         return h.reshape(batch, rows, columns, width)

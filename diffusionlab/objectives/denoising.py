@@ -110,6 +110,35 @@ def loss_by_logsnr(loss: Array, logsnr: Array) -> tuple[Array, Array]:
     return loss @ one_hot, one_hot.sum(0)
 
 
+def denoise(
+    network: Network,
+    process: Process,
+    params: Params,
+    z_t: Array,
+    t: Array,
+    cond: Cond,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+) -> Prediction:
+    """Returns the (x, eps) of a network that denoises, each `[B, ...]`.
+
+    Args:
+      network, params: of one role.
+      process: how its raw output is read.
+      z_t: `[B, ...]` noisy data.
+      t: scalar or `[B]`, in [0, 1].
+      cond: what the network conditions on besides time: 'label' `[B]`, where
+        `num_classes` is the null class.
+      train, key: dropout is on if both say so.
+    """
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), z_t.shape[:1])
+    cond = {**cond, "t": t, "logsnr": process.schedule.logsnr(t)}
+    scaled = process.network_input(z_t, t)
+    raw = network.apply(params, scaled, cond, train=train, key=key)
+    return process.predict(raw, z_t, t)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Denoising:
     """Equation 1 for one role, `denoiser`; one network evaluation per example.
@@ -199,20 +228,9 @@ class Denoising:
     def predict(
         self, params: Mapping[str, Params], z_t: Array, t: Array, cond: Cond
     ) -> Prediction:
-        """Returns the denoiser's (x, eps), each `[B, ...]`.
-
-        Args:
-          params: by role.
-          z_t: `[B, ...]` noisy data.
-          t: scalar or `[B]`, in [0, 1].
-          cond: what the network conditions on besides time: 'label' `[B]`, where
-            `num_classes` is the null class.
-        """
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), z_t.shape[:1])
-        apply = self.networks["denoiser"].apply
-        scaled = self.process.network_input(z_t, t)
-        raw = apply(params["denoiser"], scaled, self._cond(t, cond))
-        return self.process.predict(raw, z_t, t)
+        """Returns the denoiser's (x, eps) for parameters by role; see `denoise`."""
+        network = self.networks["denoiser"]
+        return denoise(network, self.process, params["denoiser"], z_t, t, cond)
 
     def loss(
         self, params: Mapping[str, Params], inputs: Inputs

@@ -6,6 +6,7 @@ REGISTRY = {
         "covariance": "diffusionlab.samplers.covariance:Covariance",
         "ddim": "diffusionlab.samplers.ddim:Ddim",
         "addim": "diffusionlab.samplers.addim:Addim",
+        "consistency": "diffusionlab.samplers.consistency:Consistency",
         "euler": "diffusionlab.samplers.edm:Euler",
         "heun": "diffusionlab.samplers.edm:Heun",
         "euler_maruyama": "diffusionlab.samplers.sde:EulerMaruyama",
@@ -31,6 +32,7 @@ REGISTRY = {
         "rho": "diffusionlab.samplers.grids:Rho",
         "shifted": "diffusionlab.samplers.grids:Shifted",
         "discrete": "diffusionlab.samplers.grids:Discrete",
+        "from": "diffusionlab.samplers.grids:From",
         "custom": "diffusionlab.samplers.grids:Custom",
     },
     "basis": {

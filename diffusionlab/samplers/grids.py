@@ -10,10 +10,12 @@ With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
     shifted    t -> shift t / (1 + (shift - 1) t) on another grid                   (3)
     discrete   t = k / (K - 1), steps k of a chain of K, then a step to t = 0       (4)
     custom     a list of times
+    from       another grid times its first stop, a given logsnr
 
 Equal steps in logsnr stop at `logsnr_max`, where the last step leaves for t = 0, as (2)
 does at `low`: a schedule whose own end is much cleaner would spend them there. All of
-them start at t = 1 but (2), which starts at the level `high`, and (4) where it leads.
+them start at t = 1 but (2), which starts at the level `high`, (4) where it leads, and
+`from`.
 
 Source: Song, Meng and Ermon 2021 (arXiv 2010.02502), appendix D.2, for (1); Karras et
 al. 2022 (arXiv 2206.00364), equation 5, for (2); Lu et al. 2022 (arXiv 2206.00927) for
@@ -238,6 +240,31 @@ class Custom:
                 f"{len(self.times)}."
             )
         return np.asarray(self.times, np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class From:
+    """Another grid between a noise level and t = 0: every time times the first one.
+
+    A generator is a denoiser that starts from noise at a level of its own, below t = 1.
+
+    Attributes:
+      first_logsnr: of the first stop.
+      grid: the grid whose times are scaled; None is uniform.
+    """
+
+    first_logsnr: float
+    grid: Grid | None = None
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        ends = [float(schedule.logsnr(jnp.float32(t))) for t in (1.0, 0.0)]
+        if not ends[0] <= self.first_logsnr < ends[1]:
+            raise ValueError(
+                f"grid.first_logsnr: must be between the ends {ends[0]:.4g} and "
+                f"{ends[1]:.4g} of the schedule, got {self.first_logsnr}."
+            )
+        first = schedule.inverse(jnp.float32(self.first_logsnr))
+        return first * (self.grid or Uniform())(schedule, num_steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

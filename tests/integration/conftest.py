@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionlab import compiled, experiment, sharding
+from diffusionlab import compiled, experiment, sharding, teachers
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.types import path_name
@@ -60,7 +60,7 @@ def contents():
         built = experiment.build(config)
         mesh = sharding.make_mesh(built.mesh)
         with jax.set_mesh(mesh):
-            steps = compiled.Steps(built, mesh)
+            steps = compiled.Steps(built, mesh, teachers.abstract(built, mesh))
             state, gathered, data, meta = Checkpoints(folder).restore(
                 step, state_lib.abstract(built, mesh), steps.abstract_gathered()
             )

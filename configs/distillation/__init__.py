@@ -1,0 +1,1 @@
+"""Students: each method on any teacher; see common.distillation."""

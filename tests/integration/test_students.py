@@ -1,0 +1,67 @@
+"""Every method of distillation, in its smoke variant: from a teacher's directory on."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from diffusionlab import config as config_lib
+from diffusionlab import inherit, main, train
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+METHODS = sorted(
+    path.stem
+    for path in ROOT.glob("configs/distillation/*.py")
+    if path.name != "__init__.py"
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(smoke, tmp_path_factory):
+    """The directory of a trained denoiser of the 2-D mixture."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    assert train.train(smoke("mixture"), folder) == train.DONE
+    return folder
+
+
+@pytest.fixture
+def student(teacher):
+    """`student(method, *overrides)`: the resolved smoke config of a student."""
+
+    def resolve(method, *overrides):
+        config = config_lib.load(f"{ROOT}/configs/distillation/{method}.py:smoke")
+        config_lib.override(config, [f"teacher={teacher}", *overrides])
+        inherit.inherit(config)
+        return config_lib.resolve(config)
+
+    return resolve
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_resumes_samples_and_evaluates(
+    method, student, teacher, contents, same, rows, tmp_path, capsys
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    config = student(method)
+    assert train.train(config, whole) == train.DONE
+    moved = tmp_path / "moved"
+    shutil.copytree(teacher, moved)
+    words = [f"--config={ROOT}/configs/distillation/{method}.py:smoke"]
+    words += [f"--workdir={broken}", f"--config.teacher={moved}"]
+    assert main.run([*words, "--config.train.num_steps=5"]) == train.DONE
+    # A student goes on whatever becomes of its teacher's directory.
+    shutil.rmtree(moved)
+    more = [f"--workdir={broken}", "--config.train.num_steps=10"]
+    assert main.run(more) == train.DONE
+    assert "resumed from step 5" in capsys.readouterr().out
+    assert same(contents(config, whole, 10), contents(config, broken, 10))
+    losses = [r["train/loss"] for r in rows(broken) if "train/loss" in r]
+    assert losses and np.all(np.isfinite(losses))
+    drawing = [f"--workdir={broken}", "--mode=sample", "--num_samples=8"]
+    assert main.run([*drawing, "--batch_size=24"]) == 0
+    (job,) = (p for p in (broken / "samples").iterdir() if p.is_dir())
+    assert np.all(np.isfinite(np.load(job / "samples.npz")["x"]))
+    numbers = json.loads((broken / "result.json").read_text())["numbers"]
+    assert numbers and all(np.isfinite(v) for v in numbers.values())
