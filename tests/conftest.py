@@ -101,3 +101,33 @@ def smoke():
         return config_lib.resolve(config)
 
     return resolve
+
+
+@pytest.fixture(scope="session")
+def teacher_run(smoke, tmp_path_factory):
+    """The directory of a denoiser of the 2-D mixture, trained for ten steps."""
+    import signal
+
+    from diffusionlab import train
+
+    bare = ("logging.samples_every=0", "evals={}", "logging.tensorboard=False")
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    handler = signal.getsignal(signal.SIGTERM)
+    assert train.train(smoke("mixture", *bare), folder) == train.DONE
+    signal.signal(signal.SIGTERM, handler)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student(teacher_run):
+    """`student(method, *overrides)`: the resolved smoke config of a student."""
+    from diffusionlab import config as config_lib
+    from diffusionlab import inherit
+
+    def resolve(method, *overrides):
+        config = config_lib.load(f"{ROOT}/configs/distillation/{method}.py:smoke")
+        config_lib.override(config, [f"teacher={teacher_run}", *overrides])
+        inherit.inherit(config)
+        return config_lib.resolve(config)
+
+    return resolve

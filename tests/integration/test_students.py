@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from diffusionlab import config as config_lib
-from diffusionlab import inherit, main, train
+from diffusionlab import main, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 METHODS = sorted(
@@ -18,36 +17,15 @@ METHODS = sorted(
 )
 
 
-@pytest.fixture(scope="module")
-def teacher(smoke, tmp_path_factory):
-    """The directory of a trained denoiser of the 2-D mixture."""
-    folder = tmp_path_factory.mktemp("teacher") / "run"
-    assert train.train(smoke("mixture"), folder) == train.DONE
-    return folder
-
-
-@pytest.fixture
-def student(teacher):
-    """`student(method, *overrides)`: the resolved smoke config of a student."""
-
-    def resolve(method, *overrides):
-        config = config_lib.load(f"{ROOT}/configs/distillation/{method}.py:smoke")
-        config_lib.override(config, [f"teacher={teacher}", *overrides])
-        inherit.inherit(config)
-        return config_lib.resolve(config)
-
-    return resolve
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_resumes_samples_and_evaluates(
-    method, student, teacher, contents, same, rows, tmp_path, capsys
+    method, student, teacher_run, contents, same, rows, tmp_path, capsys
 ):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     config = student(method)
     assert train.train(config, whole) == train.DONE
     moved = tmp_path / "moved"
-    shutil.copytree(teacher, moved)
+    shutil.copytree(teacher_run, moved)
     words = [f"--config={ROOT}/configs/distillation/{method}.py:smoke"]
     words += [f"--workdir={broken}", f"--config.teacher={moved}"]
     assert main.run([*words, "--config.train.num_steps=5"]) == train.DONE
