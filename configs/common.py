@@ -101,6 +101,27 @@ def distillation(
     return config
 
 
+def generator(config: ml_collections.ConfigDict, first_logsnr: float) -> None:
+    """Makes every answer of the student a sample, from noise at `first_logsnr` on."""
+    level = ml_collections.FieldReference(first_logsnr)
+    config.objective.first_logsnr = level
+    config.sampler = dict(
+        name="consistency",
+        num_steps=config.objective.get_ref("num_steps"),
+        grid=dict(name="from", first_logsnr=level),
+    )
+
+
+def discriminator(config: ml_collections.ConfigDict, variant: str) -> None:
+    """A head on the features of aux: as many as the teacher's network has in width."""
+    features = {"": 192, "mixture": 128, "smoke": 16}[variant]
+    config.networks = dict(
+        discriminator=dict(name="discriminator", features=features, width=64)
+    )
+    rate = config.optim.aux.learning_rate
+    config.optim.discriminator = adam(rate.value, rate.decay_steps, b1=0.0)
+
+
 def adam(value: float, num_steps: int, b1: float = 0.9, b2: float = 0.99) -> dict:
     """Returns Adam with a warm-up over a twentieth of the steps and a line to zero."""
     rate = dict(

@@ -81,7 +81,10 @@ def as_teacher(experiment: Any) -> Teacher:
     """Returns what an objective may use of the experiment of its teacher."""
     dropout = getattr(experiment.objective, "label_dropout", 0.0)
     has_null_label = bool(experiment.spec.num_classes) and dropout > 0
-    return Teacher(experiment.objective.predict, has_null_label)
+    of_its_own = getattr(experiment.objective, "teacher", None)
+    inherited = of_its_own.cond if of_its_own else {}
+    cond = getattr(experiment.objective, "cond", inherited)
+    return Teacher(experiment.objective.predict, has_null_label, cond)
 
 
 def _check_evaluator(experiment: Any, evaluator: Any, path: str) -> None:
@@ -168,6 +171,11 @@ def check_noise(sampler: Sampler, experiment: Any, path: str) -> None:
 def _check_null_label(experiment: Any, path: str) -> None:
     if not experiment.spec.num_classes:
         return
+    if experiment.teacher is not None:
+        raise ValueError(
+            f"{path}: needs a prediction without a label, which a student does not "
+            "learn; guide its teacher instead: config.objective.guidance_scale."
+        )
     if not getattr(experiment.objective, "label_dropout", 1.0):
         raise ValueError(
             f"{path}: needs a prediction without a label, which "

@@ -97,12 +97,14 @@ class Steps:
 
 
 def abstract_batch(experiment: Experiment, mesh) -> dict[str, Any]:
-    """Returns the shapes of a global batch."""
+    """Returns the shapes of a global batch; pairs have a noise, see `pairs.py`."""
     size, spec = experiment.data.batch_size, experiment.spec
     where = sharding.batch_sharding(mesh)
     shapes = {"x": ((size, *spec.shape), np.float32)}
     if spec.num_classes:
         shapes["label"] = ((size,), np.int32)
+    if getattr(experiment.objective, "num_pairs", 0):
+        shapes["noise"] = shapes["x"]
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
         for name, (shape, dtype) in shapes.items()

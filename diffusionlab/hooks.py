@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 
-from diffusionlab import evaluate, multihost, pictures, report, restore, workdir
+from diffusionlab import evaluate, multihost, pictures, report, restore, strip, workdir
 from diffusionlab import writers as writers_lib
 from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
@@ -104,9 +104,9 @@ class Hooks:
         if multihost.is_main():
             known = labels if self._experiment.spec.num_classes else None
             picture = pictures.of_examples(x, known)
-            pictures.save_png(
-                self._folder / "samples" / f"step_{step:08d}.png", picture
-            )
+            folder = self._folder / "samples"
+            pictures.save_png(folder / f"step_{step:08d}.png", picture)
+            strip.add(folder, step, x, known)
             self._writers.image(step, "samples", picture)
 
     def _evaluate(self, labels, step: int, state: TrainState) -> dict[str, float]:
@@ -155,7 +155,9 @@ def _made(folder: pathlib.Path, written: pathlib.Path) -> str:
     """What the run made, and where."""
     lines = [f"done; look at {written}"]
     lines += [f"  {path}" for path in sorted((folder / "evals").glob("*.png"))]
-    lines += [f"  {path}" for path in sorted((folder / "samples").glob("*.png"))[-1:]]
+    samples = folder / "samples"
+    lines += [f"  {path}" for path in sorted(samples.glob("step_*.png"))[-1:]]
+    lines += [f"  {path}" for path in samples.glob(strip.PICTURE)]
     lines += [
         f"  {folder / name}" for name in ("metrics.jsonl", "evals", "checkpoints")
     ]

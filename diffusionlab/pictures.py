@@ -137,6 +137,22 @@ def labelled_grid(
     return _with_margin(picture, words, left=left, top=top)
 
 
+def named_rows(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Returns one row of images below the other, the name of each at its left.
+
+    Args:
+      rows: (name, images `[N, H, W, C]` in [-1, 1]) each, all of one shape.
+    """
+    images = np.concatenate([images for _, images in rows])
+    picture = grid(images, len(rows[0][1]))
+    height = (picture.shape[0] - 2) / len(rows)
+    words = [
+        (8, round((i + 0.5) * height - 8), name) for i, (name, _) in enumerate(rows)
+    ]
+    longest = max(len(name) for name, _ in rows)
+    return _with_margin(picture, words, left=14 + 8 * longest)
+
+
 def _with_margin(picture, words, *, left=0, top=0) -> np.ndarray:
     """Adds white at the left and the top, and writes `(x, y, text)` there."""
     from PIL import Image, ImageDraw, ImageFont
@@ -153,13 +169,17 @@ def _with_margin(picture, words, *, left=0, top=0) -> np.ndarray:
 
 
 def scatter(
-    panels: Sequence[tuple[str, np.ndarray, np.ndarray]], *, size: float = 3.6
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    *,
+    size: float = 3.6,
+    columns: int | None = None,
 ) -> np.ndarray:
-    """Returns 2-D points as panels side by side with the same axes.
+    """Returns 2-D points as panels with the same axes, side by side.
 
     Args:
       panels: (title, points [N, 2], label [N] that gives the colour) each.
       size: width and height of a panel in inches, at 100 dots per inch.
+      columns: panels a row; None is all in one.
 
     Raises:
       ValueError: the points are not two-dimensional.
@@ -174,13 +194,17 @@ def scatter(
             raise ValueError(
                 f"scatter: '{title}': expected points [N, 2], got {np.shape(points)}."
             )
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
     figure = Figure(
-        (size * len(panels), size), dpi=100, layout="constrained", facecolor="white"
+        (size * columns, size * rows), dpi=100, layout="constrained", facecolor="white"
     )
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
     colours = np.asarray(colormaps["tab10"].colors)
-    for axis, (title, points, label) in zip(axes, panels, strict=True):
+    for axis, (title, points, label) in zip(axes.flat, panels, strict=False):
         axis.scatter(*points.T, s=5, alpha=0.6, lw=0, c=colours[np.asarray(label) % 10])
         axis.set_title(title, fontsize=10)
         axis.set_aspect("equal", adjustable="box")
@@ -191,7 +215,6 @@ def scatter(
 
 _COLOURS = 10
 _MARKERS = "osD^vP*X<>"
-_TALLEST = 12  # times the lowest value: what is higher is cut off
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -200,18 +223,20 @@ def curves(
     *,
     x_title: str,
     y_title: str,
-    level: tuple[str, float] | None = None,
+    levels: Sequence[tuple[str, float]] = (),
+    tallest: float = 12,
 ) -> np.ndarray:
     """Returns curves on logarithmic axes as one picture, uint8 `[H, W, 3]`.
 
     Ten colours, then ten more with another marker and line: thirty curves can be told
     apart. The legend lists them from top to bottom as they end, those that end above
-    the picture, which is cut off at 12 times the lowest value, with that word.
+    the picture, which is cut off at `tallest` times the lowest value, with that word.
 
     Args:
       lines: (name, x, y) each; values that are not positive are left out.
       x_title, y_title: of the axes.
-      level: (name, y) of a dashed line across.
+      levels: (name, y) of each dashed line across.
+      tallest: one curve that ran away would press all others into a line.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -243,9 +268,11 @@ def curves(
         return np.full((500, 1000, 3), WHITE, np.uint8)
     drawn.sort(key=lambda entry: -entry[0])
     best = min(min(line.get_ydata()) for _, line, _ in drawn)
-    if level is not None and level[1] > 0:
-        line = axis.axhline(level[1], color="black", linestyle=(0, (6, 3)), lw=1.2)
-        drawn.append((0.0, line, level[0]))
+    for i, (name, y) in enumerate(levels):
+        if y > 0:
+            style = 0, (6, 3) + (1, 3) * i
+            line = axis.axhline(y, color="black", linestyle=style, lw=1.2)
+            drawn.append((0.0, line, name))
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(
@@ -254,9 +281,8 @@ def curves(
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
-    # One curve that ran away would press all others into a line.
     lowest = min(min(line.get_ydata()) for _, line, _ in drawn)
-    low, high = max(low, 0.85 * lowest), min(high, _TALLEST * best)
+    low, high = max(low, 0.85 * lowest), min(high, tallest * best)
     axis.set_ylim(low, high)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))

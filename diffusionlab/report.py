@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffusionlab import curves, writers
+from diffusionlab import curves, strip, writers
 from diffusionlab import report_tables as tables
 from diffusionlab import workdir as workdir_lib
 
@@ -64,13 +64,16 @@ def _page(workdir: pathlib.Path) -> str:
     grids = curves.evenly(sorted((workdir / "samples").glob("step_*.png")), _MAX_GRIDS)
     shown = [workdir / p for e in latest.values() for p in e.get("pictures", ())]
     shown = [path for path in shown if path.is_file()]
-    budget = _MAX_IMAGE_BYTES // max(1, len(grids) + len(shown))
+    budget = _MAX_IMAGE_BYTES // (1 + len(grids) + len(shown))
     charts = curves.charts(measured, curves.intervals(evals))
     levels = curves.levels(measured)
     sections = [
         ("Evaluation", _evaluations(others, workdir, budget)),
         ("Quality against steps", _evaluations(compared, workdir, budget)),
-        ("Samples over time" if len(grids) > 1 else "Samples", _slider(grids, budget)),
+        (
+            "Samples over time" if len(grids) > 1 else "Samples",
+            _slider(grids, budget) + _strip(workdir, grids, budget),
+        ),
         ("Loss by noise level", _canvas("levels", levels)),
         ("Curves", _canvas("charts", charts)),
         ("Config", _tree(config) if config else ""),
@@ -197,6 +200,14 @@ def _slider(grids: list[pathlib.Path], budget: int) -> str:
         f"max='{len(grids) - 1}' value='{len(grids) - 1}' aria-label='step'>"
         f"<output>step {steps[-1]:,}</output></div></div>"
     )
+
+
+def _strip(workdir: pathlib.Path, grids: list[pathlib.Path], budget: int) -> str:
+    """The same few samples over training; of a single step the grid shows more."""
+    path = workdir / "samples" / strip.PICTURE
+    if len(grids) < 2 or not path.is_file():
+        return ""
+    return _figure(path, "the same noise and labels over training", budget)
 
 
 def _inline(path: pathlib.Path, budget: int) -> str:

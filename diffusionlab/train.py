@@ -8,11 +8,7 @@ Between two log points the host waits for nothing on the device.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
-import signal
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +22,7 @@ from diffusionlab import (
     hooks,
     machine,
     multihost,
+    pairs,
     progress,
     settings,
     sharding,
@@ -40,9 +37,11 @@ from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints, DamagedError
 from diffusionlab.data import pipeline
 from diffusionlab.experiment import Experiment
+from diffusionlab.preemption import PREEMPTED, Preemption
+from diffusionlab.types import Source
 
-DONE, PREEMPTED = 0, 75
-"""Exit status: finished; or stopped by SIGTERM, saved, to be started again."""
+DONE = 0
+"""Exit status of a run that is finished; see `preemption.PREEMPTED` for the other."""
 
 
 class NonFiniteError(RuntimeError):
@@ -80,13 +79,16 @@ def train(
     mesh = sharding.make_mesh(experiment.mesh)
     _check_batch(experiment, mesh)
     settings.check_best(experiment.checkpoint, experiment.evals)
+    pairs.check(experiment)
     # Everything is built before the directory is claimed: a mistake leaves no trace.
     with jax.set_mesh(mesh):
         frozen, start = teachers.load(experiment, mesh, folder), None
         if not workdir.saved_steps(folder):
             start = teachers.starting(experiment, mesh)
         steps = compiled.Steps(experiment, mesh, frozen)
-        data = make_batches(experiment, mesh)
+        on_pairs, data = pairs.number(experiment.objective) > 0, None
+        if not on_pairs:
+            data = make_batches(experiment, mesh, experiment.train_source)
     timeout = experiment.checkpoint.barrier_timeout
     # No process may look at the directory while another is claiming it.
     multihost.barrier("check the run directory", timeout)
@@ -100,6 +102,9 @@ def train(
 
         multihost.on_main("claim the run directory", claim, timeout)
         teachers.keep(experiment, frozen, folder)
+        if on_pairs:
+            source = pairs.prepare(experiment, mesh, frozen, folder)
+            data = make_batches(experiment, mesh, source)
         return Loop(experiment, mesh, folder, resume, steps, data, start).run()
 
 
@@ -113,11 +118,11 @@ def _check_batch(experiment: Experiment, mesh) -> None:
         )
 
 
-def make_batches(experiment: Experiment, mesh) -> pipeline.Batches:
-    """Returns this process's part of the batches."""
+def make_batches(experiment: Experiment, mesh, source: Source) -> pipeline.Batches:
+    """Returns this process's part of the batches of a source."""
     size = experiment.data.batch_size
     return pipeline.Batches(
-        experiment.train_source,
+        source,
         batch_size=size,
         seed=experiment.seed,
         augments=experiment.augment,
@@ -125,38 +130,6 @@ def make_batches(experiment: Experiment, mesh) -> pipeline.Batches:
         num_threads=experiment.data.num_threads,
         prefetch=experiment.data.prefetch,
     )
-
-
-@dataclasses.dataclass
-class Preemption:
-    """Notices SIGTERM; with several processes all of them agree on the step."""
-
-    timeout: float
-    asked: bool = False
-
-    def __post_init__(self):
-        # With several processes JAX's own notifier listens, and agrees on a step.
-        main_thread = threading.current_thread() is threading.main_thread()
-        self._listens = jax.process_count() == 1 and main_thread
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._notice)
-
-    def _notice(self, *_) -> None:
-        self.asked = True
-
-    def reached(self, step: int) -> bool:
-        """Whether to save and stop before step `step`."""
-        if jax.process_count() == 1:
-            return self.asked
-        from jax.experimental import multihost_utils
-
-        with multihost.together(f"whether to stop at step {step}", self.timeout):
-            return multihost_utils.reached_preemption_sync_point(step)
-
-    def nothing_to_save(self) -> None:
-        """From here on SIGTERM ends the process at once, to be started again."""
-        if self._listens:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
 
 
 class Loop:

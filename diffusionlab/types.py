@@ -151,10 +151,13 @@ class Teacher(NamedTuple):
       predict: `predict(params, z_t, t, cond) -> Prediction`; `params` by role are
         `inputs.params["teacher"]`.
       has_null_label: whether it was trained without labels, too.
+      cond: numbers that its network is told where nobody says otherwise; a student,
+        whose network is of the same kind, is told the same.
     """
 
     predict: Callable[..., Prediction]
     has_null_label: bool
+    cond: Mapping[str, float] = {}
 
 
 class Inputs(NamedTuple):

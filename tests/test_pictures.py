@@ -73,7 +73,7 @@ def test_scatter_draws_every_panel():
 def test_curves_are_drawn_in_different_colours_with_a_level():
     lines = [(f"line {i}", [2, 8, 32], [1.0, 0.5, 0.1 * (i + 1)]) for i in range(12)]
     titles = {"x_title": "x", "y_title": "y"}
-    picture = pictures.curves(lines, level=("real", 0.05), **titles)
+    picture = pictures.curves(lines, levels=[("real", 0.05), ("best", 0.3)], **titles)
     assert picture.dtype == np.uint8 and picture.shape[1:] == (1000, 3)
     bright = picture[np.ptp(picture.astype(int), axis=-1) > 100]
     assert len(np.unique(bright // 32, axis=0)) >= 10

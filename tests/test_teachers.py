@@ -159,6 +159,12 @@ def test_a_teacher_of_something_else_is_refused(key, value, message, student):
         experiment_lib.build(config)
 
 
+def test_a_student_is_not_guided_itself(student):
+    guided = "guidance={'classifier_free': {'guidance_scale': 2.0}}"
+    with pytest.raises(ValueError, match="a student does not learn; guide its teacher"):
+        experiment_lib.build(student(METHOD, guided))
+
+
 def test_a_student_starts_at_the_teacher(built, mesh, average):
     start = teachers.starting(built, mesh)
     equal(start, average["denoiser"])

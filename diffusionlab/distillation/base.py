@@ -94,9 +94,13 @@ def apply(
 
     Args:
       objective: has `networks` and `process`.
+      cond: what it lacks of the teacher's own `cond` is taken from there.
       key: of dropout; None is without.
     """
     net, train = objective.networks[network], key is not None
+    told = getattr(getattr(objective, "teacher", None), "cond", {})
+    told = {name: jnp.full(z_t.shape[:1], value) for name, value in told.items()}
+    cond = {**told, **cond}
     return denoise(net, objective.process, params, z_t, t, cond, train=train, key=key)
 
 

@@ -7,10 +7,17 @@ from its own sample with fresh noise added at the others:
 
 t_1 has the logsnr `first_logsnr` and t_j = t_1 (k - j + 1) / k. It is trained at one of
 these times per example, its own earlier steps being run first, without a gradient
-("backward simulation"); with k = 1 there are none. No data are needed.
+("backward simulation"); with k = 1 there are none. Of the data, the labels are used.
+
+What may teach it is the difference of two scores at its noisy samples z_t, the
+teacher's and its own, which a network `aux` has learned, see `fake_score`:
+
+    sigma D = sigma (score_teacher - score_aux) = eps_hat_aux - eps_hat_teacher
+            = (alpha / sigma) (x_hat_teacher - x_hat_aux)                           (2)
 
 Source: Yin et al. 2024, DMD2 (arXiv 2405.14867), section 4.5, for (1); Xie et al. 2024,
-EM Distillation (arXiv 2405.16852), for the fixed first noise level.
+EM Distillation (arXiv 2405.16852), for the fixed first noise level; Luo et al. 2023,
+Diff-Instruct (arXiv 2305.18455), for (2).
 """
 
 from __future__ import annotations
@@ -22,7 +29,14 @@ import jax.numpy as jnp
 
 from diffusionlab.distillation import base
 from diffusionlab.samplers import grids
-from diffusionlab.types import Array, Cond, Params, Process, lift
+from diffusionlab.types import (
+    Array,
+    Cond,
+    Params,
+    Prediction,
+    Process,
+    lift,
+)
 
 
 class Start(NamedTuple):
@@ -92,18 +106,17 @@ def start(
     stops, number = times(objective), objective.num_steps
     which_key, noise_key = jax.random.split(key)
     which = jax.random.randint(which_key, shape[:1], 0, number)
-    noises = [
-        jax.random.normal(jax.random.fold_in(noise_key, j), shape)
-        for j in range(number)
-    ]
-    scale = jnp.full(shape[:1], process.prior_std(stops[0]))
-    found = Start(jnp.zeros(shape), scale, noises[0], jnp.full(shape[:1], stops[0]))
-    now = found
+
+    def begin(j: int, center: Array, scale: Array) -> Start:
+        noise = jax.random.normal(jax.random.fold_in(noise_key, j), shape)
+        size = shape[:1]
+        return Start(center, jnp.full(size, scale), noise, jnp.full(size, stops[j]))
+
+    found = now = begin(0, jnp.zeros(shape), process.prior_std(stops[0]))
     for j in range(1, number):
-        x = base.apply(objective, jax.lax.stop_gradient(params), now.z_t, now.t, cond).x
+        x = generate(objective, jax.lax.stop_gradient(params), now, cond)
         alpha, sigma = process.schedule.alpha_sigma(stops[j])
-        full = lambda q: jnp.full(shape[:1], q)  # noqa: E731
-        now = Start(alpha * x, full(sigma), noises[j], full(stops[j]))
+        now = begin(j, alpha * x, sigma)
         found = jax.tree.map(
             lambda old, new, here=which == j: jnp.where(lift(here, new.ndim), new, old),
             found,
@@ -117,3 +130,19 @@ def generate(
 ) -> Array:
     """Returns the samples `[B, ...]` of a step; gradients flow into `params`."""
     return base.apply(objective, params, start.z_t, start.t, cond, key).x
+
+
+def score_gap(
+    process: Process, teacher: Prediction, own: Prediction, t: Array
+) -> Array:
+    """Returns sigma D of equation 2, `[B, ...]`, without cancellation at either end.
+
+    Args:
+      teacher, own: predictions at the same z_t.
+      t: `[B]`.
+    """
+    half = lift(0.5 * process.schedule.logsnr(t), own.x.ndim)
+    # exp(half) is large where eps is known to more digits than x, and the other form
+    # is taken there.
+    from_x = jnp.exp(jnp.minimum(half, 0.0)) * (teacher.x - own.x)
+    return jnp.where(half < 0.0, from_x, own.eps - teacher.eps)

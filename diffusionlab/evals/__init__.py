@@ -10,6 +10,7 @@ REGISTRY = {
         "mixture": "diffusionlab.evals.mixture:Mixture",
         "paired_images": "diffusionlab.evals.paired_images:PairedImages",
         "sample_quality": "diffusionlab.evals.sample_quality:SampleQuality",
+        "sample_variance": "diffusionlab.evals.sample_variance:SampleVariance",
         "sampler_comparison": (
             "diffusionlab.evals.sampler_comparison:SamplerComparison"
         ),

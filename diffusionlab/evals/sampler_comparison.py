@@ -197,7 +197,7 @@ class SamplerComparison:
                 lines,
                 x_title="evaluations of predict per sample",
                 y_title=title,
-                level=("real data", value({metric: reference})),
+                levels=[("real data", value({metric: reference}))],
             )
         return shown
 

@@ -3,6 +3,7 @@
 REGISTRY = {
     "network": {
         "classifier": "diffusionlab.models.classifier:Classifier",
+        "discriminator": "diffusionlab.models.discriminator:Discriminator",
         "dit": "diffusionlab.models.dit:DiT",
         "gaussian": "diffusionlab.models.analytic:Gaussian",
         "gaussian_mixture": "diffusionlab.models.analytic:GaussianMixture",

@@ -17,13 +17,15 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
     compute dtype, the raw output leaves in float32.
 
     Args:
-      module: has the fields `spec` and `dtype`, and the rules `PARAM_AXES`.
+      module: has the fields `spec` and `dtype`, and the rules `PARAM_AXES`; one that
+        does not see data has an `input_shape`.
       spec: the data it sees, for the shapes at initialisation.
     """
     dtype = jnp.dtype(module.dtype)
+    shape = getattr(module, "input_shape", spec.shape)
 
     def init(key):
-        z = jnp.zeros((1, *spec.shape), dtype)
+        z = jnp.zeros((1, *shape), dtype)
         cond = {"t": jnp.zeros(1), "logsnr": jnp.zeros(1)}
         if spec.num_classes:
             cond["label"] = jnp.zeros(1, jnp.int32)

@@ -33,6 +33,7 @@ REGISTRY = {
         "shifted": "diffusionlab.samplers.grids:Shifted",
         "discrete": "diffusionlab.samplers.grids:Discrete",
         "from": "diffusionlab.samplers.grids:From",
+        "straight": "diffusionlab.samplers.grids:Straight",
         "custom": "diffusionlab.samplers.grids:Custom",
     },
     "basis": {

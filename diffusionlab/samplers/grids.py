@@ -9,6 +9,7 @@ With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
                and a last step to t = 0                                             (2)
     shifted    t -> shift t / (1 + (shift - 1) t) on another grid                   (3)
     discrete   t = k / (K - 1), steps k of a chain of K, then a step to t = 0       (4)
+    straight   sigma / (alpha + sigma) = u
     custom     a list of times
     from       another grid times its first stop, a given logsnr
 
@@ -28,6 +29,7 @@ import dataclasses
 import math
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -291,3 +293,21 @@ class Shifted:
     def __call__(self, schedule: Schedule, num_steps: int) -> Array:
         t = (self.grid or Uniform())(schedule, num_steps)
         return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+
+def tau(schedule: Schedule, t: Array) -> Array:
+    """Returns sigma / (alpha + sigma), shaped as t, exact at both ends."""
+    return jax.nn.sigmoid(-0.5 * schedule.logsnr(jnp.asarray(t, jnp.float32)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Straight:
+    """Equal steps in sigma / (alpha + sigma), the time of a straight flow.
+
+    DDIM on it is Euler's method with equal steps for z / (alpha + sigma).
+    """
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        u = jnp.asarray(_u(num_steps)[1:-1])
+        inner = schedule.inverse(2.0 * (jnp.log1p(-u) - jnp.log(u)))
+        return jnp.concatenate([jnp.ones(1), inner, jnp.zeros(1)])

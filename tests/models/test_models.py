@@ -37,8 +37,8 @@ TOYS = {
 EXACT = ("gaussian", "gaussian_mixture")
 # One number per example from logsnr alone, for the loss and not for samples.
 SCALAR = ("uncertainty",)
-# Answers with logits, not with data; test_classifier.py.
-LOGITS = ("classifier",)
+# They answer with logits, not with data; they have tests of their own.
+LOGITS = ("classifier", "discriminator")
 NAMES = sorted({*registry.table("network")} - {*EXACT, *SCALAR, *LOGITS})
 BATCH = 8
 

@@ -1,0 +1,274 @@
+"""Every method of distillation at every number of steps, in one table.
+
+  python benchmarks/distillation.py --data=mixture [--steps=1,2,4,8] [--runs=runs]
+  python benchmarks/distillation.py --data=digits --methods=moment_matching,boot
+
+Trains the teacher if it is not there, then a student of each method at each number of
+steps, by the program itself and with the config that the method has; a finished student
+is not trained again, an interrupted one goes on. All of them, and the teacher by DDIM
+and ancestral sampling at as many steps and at 256, are measured on equally many
+samples, see `distillation_measures.py`. In RUNS/distillation_DATA/ lie the students, a
+log of each, and the result: table.md, table.json, table.png.
+
+More flags are given to every student: --config.train.num_steps=100.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import distillation_measures as measures
+import jax
+
+from diffusionlab import config as config_lib
+from diffusionlab import (
+    experiment,
+    inherit,
+    main,
+    pictures,
+    registry,
+    restore,
+    sharding,
+    train,
+    workdir,
+    writers,
+)
+from diffusionlab.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LONG = 256
+_TEACHERS = {
+    "mixture": {"solved": "mixture/analytic", "mixture": "mixture/denoising"},
+    "digits": {"digits": "digits/denoising"},
+}
+_ROLES = {"mixture": ("solved", "mixture"), "digits": ("digits", "")}
+_ERRORS = (ValueError, RuntimeError, OSError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a method takes part.
+
+    Attributes:
+      steps: at which numbers of steps it exists; None is all.
+      why: what a dash in its row means.
+    """
+
+    steps: tuple[int, ...] | None = None
+    why: str = ""
+
+
+METHODS = {
+    "multistep_consistency": Method(),
+    "moment_matching": Method(),
+    "moment_matching_instant": Method(),
+    "em_distillation": Method(),
+    "diff_instruct": Method(),
+    "distribution_matching": Method(),
+    "distribution_matching_2": Method(),
+    "f_divergence": Method(),
+    "score_identity": Method(),
+    "progressive": Method(),
+    "tract": Method(),
+    "consistency_distillation": Method(),
+    "consistency_training": Method(),
+    "continuous_consistency": Method(),
+    "reflow": Method(),
+    "boot": Method((1,), "its student answers noise at once, there is no second step"),
+    "guided": Method(
+        (),
+        "makes one evaluation of the two of guidance and takes as many steps as its "
+        "teacher; progressive makes few of them",
+    ),
+}
+
+
+def main_program() -> int:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--data", choices=_TEACHERS, default="mixture")
+    flags.add_argument("--methods", default=",".join(METHODS))
+    flags.add_argument("--steps", default="1,2,4,8")
+    flags.add_argument("--runs", type=pathlib.Path, default="runs")
+    flags.add_argument("--num_samples", type=int, help="200,000; of digits 1,500")
+    args, others = flags.parse_known_args()
+    for word in others:
+        if not word.startswith("--config."):
+            flags.error(f"unknown flag {word}")
+    return run(
+        args.data,
+        methods=args.methods.split(","),
+        steps=[int(number) for number in args.steps.split(",")],
+        runs=args.runs,
+        num_samples=args.num_samples or {"mixture": 200_000, "digits": 1500}[args.data],
+        overrides=others,
+    )
+
+
+def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
+    """Makes the table; returns the exit status, 0 if nothing failed.
+
+    Args:
+      data: 'mixture' or 'digits'.
+      methods: names in `METHODS`.
+      steps: of the students.
+      runs: the folder of all runs.
+      num_samples: of each measurement.
+      overrides: words '--config.KEY=VALUE' for every student.
+
+    Raises:
+      ValueError: there is no such method.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(
+                f"--methods: unknown method '{name}'{registry.nearest(name, METHODS)}"
+            )
+    out = runs / f"distillation_{data}"
+    out.mkdir(parents=True, exist_ok=True)
+    table = Table(data, num_samples, out)
+    for name, config in _TEACHERS[data].items():
+        words = [f"--config={ROOT}/configs/{config}.py", f"--workdir={runs / name}"]
+        if not workdir.saved_steps(runs / name):
+            trained(words, out / f"{name}.log")
+    teacher = runs / _ROLES[data][0]
+    for sampler in ("ddim", "ancestral"):
+        for number in (*steps, LONG):
+            block = {"name": sampler, "num_steps": number}
+            table.add(f"teacher, {sampler}", number, teacher, block)
+    failed = False
+    for name in methods:
+        for number in steps:
+            if METHODS[name].steps is None or number in METHODS[name].steps:
+                failed |= not student(table, name, number, runs, overrides)
+        table.write({m: METHODS[m].why for m in methods if METHODS[m].why})
+    table.write({m: METHODS[m].why for m in methods if METHODS[m].why})
+    print((out / "table.md").read_text())
+    print(f"written: {out / 'table.md'}, table.json, table.png")
+    return int(failed)
+
+
+def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool:
+    """Trains a student where that is left to do, and measures it; returns success."""
+    teacher, start = _ROLES[table.data]
+    variant = ":mixture" if table.data == "mixture" else ""
+    config = config_lib.load(f"{ROOT}/configs/distillation/{name}.py{variant}")
+    # Where training does not know the number of steps, one student takes any.
+    is_trained_for = "num_steps" in config.objective
+    folder = table.folder / (f"{name}_{steps}" if is_trained_for else name)
+    given = [f"teacher.run={runs / teacher}"]
+    given += [f"teacher.start={runs / start}"] if start else []
+    given += [f"objective.num_steps={steps}"] if is_trained_for else []
+    given += [word.removeprefix("--config.") for word in overrides]
+    try:
+        config_lib.override(config, given)
+        inherit.inherit(config)
+        resolved = config_lib.resolve(config)
+        workdir.check(folder, resolved, "auto")
+        if not finished(folder, resolved["train"]["num_steps"]):
+            words = [f"--config={ROOT}/configs/distillation/{name}.py{variant}"]
+            words += [f"--workdir={folder}", *(f"--config.{word}" for word in given)]
+            trained(words, table.folder / f"{folder.name}.log")
+        block = {**resolved["sampler"], "num_steps": steps}
+        table.add(name, steps, folder, block)
+    except _ERRORS as error:
+        print(f"{name}, {steps} steps: failed: {error}", flush=True)
+        return False
+    return True
+
+
+def finished(folder: pathlib.Path, num_steps: int) -> bool:
+    """Whether a run made its last step, and what follows it."""
+    path = folder / "result.json"
+    return path.is_file() and json.loads(path.read_text())["step"] == num_steps
+
+
+def trained(words: list[str], log: pathlib.Path) -> None:
+    """Runs the program, with what it prints in a file; ends this one on SIGTERM."""
+    print(f"training: diffusionlab {' '.join(words)}", flush=True)
+    since = time.perf_counter()
+    with log.open("a") as file, contextlib.redirect_stdout(file):
+        status = main.run(words)
+    if status != train.DONE:
+        sys.exit(status)
+    print(f"  done in {time.perf_counter() - since:.0f} s", flush=True)
+
+
+class Table:
+    """The measurements, each also in a file of its own: none is made twice.
+
+    Args:
+      data: 'mixture' or 'digits'.
+      num_samples: of each measurement.
+      folder: of the table.
+    """
+
+    def __init__(self, data: str, num_samples: int, folder: pathlib.Path):
+        self.data, self.folder = data, folder
+        self._num_samples = num_samples
+        self._rows: list[dict] = []
+        self._real: dict[str, float] = {}
+
+    def add(self, method: str, steps: int, run: pathlib.Path, sampler: dict) -> None:
+        """Measures the newest checkpoint of a run with a sampler."""
+        stem = f"{method}_{steps}".replace(", ", "_")
+        path = self.folder / f"{stem}.json"
+        checkpoints = Checkpoints(run)
+        step = checkpoints.steps()[-1]
+        config = config_lib.completed(workdir.read_config(run))
+        sampler = registry.check("sampler", sampler, "sampler")
+        asked = {"run": str(run), "step": step, "sampler": sampler}
+        asked |= {"num_samples": self._num_samples}
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        if found.get("asked") != asked:
+            config |= {
+                "sampler": sampler,
+                "evals": measures.evals_of(self.data, self._num_samples),
+                "logging": config["logging"]
+                | {"num_samples": measures.batch_size(self.data)},
+            }
+            numbers, real = self._measured(config, checkpoints, step, stem)
+            rows = writers.read_rows(run / writers.METRICS_FILE)
+            size = config["data"]["batch_size"]
+            if config["objective"]["name"] in METHODS:
+                numbers["seconds"] = measures.seconds_of(rows, size)
+            found = {"asked": asked, "numbers": numbers, "real": real}
+            workdir.write_json(path, found)
+        self._real = found["real"]
+        self._rows.append({"method": method, "steps": steps, **found})
+        shown = (f"{k} {v:.4g}" for k, v in found["numbers"].items())
+        print(f"{method}, {steps} steps: {', '.join(shown)}", flush=True)
+
+    def _measured(self, config, checkpoints, step, stem):
+        built = experiment.build(config)
+        mesh = sharding.make_mesh(built.mesh)
+        with jax.set_mesh(mesh):
+            name = restore.default_ema(built)
+            params = restore.restore(built, checkpoints, step, name, mesh)
+            return measures.measure(
+                self.data,
+                built,
+                mesh,
+                params,
+                step,
+                self._num_samples,
+                self.folder / "evaluations" / stem,
+            )
+
+    def write(self, reasons: dict[str, str]) -> None:
+        """Writes table.md, table.json and table.png of what there is so far."""
+        text = measures.markdown(self.data, self._rows, reasons, self._real)
+        (self.folder / "table.md").write_text(text, encoding="utf-8")
+        record = {"rows": self._rows, "real": self._real, "reasons": reasons}
+        workdir.write_json(self.folder / "table.json", record)
+        shown = measures.picture(self.data, self._rows, self._real)
+        pictures.save_png(self.folder / "table.png", shown)
+
+
+if __name__ == "__main__":
+    sys.exit(main_program())

@@ -1,0 +1,28 @@
+"""DMD2: distribution matching with a discriminator, in one or a few steps.
+
+  diffusionlab --config=configs/distillation/distribution_matching_2.py \
+    --config.teacher=runs/digits --workdir=runs/digits_distribution_matching_2
+
+The variants 'plain' and 'mixture_plain' are without the discriminator.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    size = variant.removesuffix("plain").removesuffix("_")
+    config = common.distillation("distribution_matching_2", size, num_steps=4)
+    common.generator(config, first_logsnr=-8.764)
+    config.objective.times = dict(name="uniform")
+    config.train.num_steps = 6000
+    config.optim.student = common.adam(1e-3, 1000, b1=0.0)
+    config.optim.aux = common.adam(1e-3, 5000, b1=0.0)
+    if variant.endswith("plain"):
+        config.objective.gan_weight = 0.0
+    else:
+        common.discriminator(config, size)
+    if variant == "smoke":
+        common.shrink_student(config)
+    return config

@@ -1,0 +1,27 @@
+"""Reflow: straight paths between noise and the teacher's own samples of it.
+
+  diffusionlab --config=configs/distillation/reflow.py \
+    --config.teacher=runs/digits --workdir=runs/digits_reflow
+
+Again with --config.teacher=runs/digits_reflow, or for one step with
+--config.teacher.start=runs/digits_reflow --config.objective.mode=distil.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.distillation("reflow", variant, num_steps=2)
+    config.objective.update(
+        num_pairs=20_000, sampler=dict(name="ddim", num_steps=64), mode="reflow"
+    )
+    config.sampler.grid = dict(name="straight")
+    config.train.num_steps = 10_000
+    config.optim = dict(student=common.adam(1e-3, config.train.num_steps))
+    if variant == "smoke":
+        common.shrink_student(config)
+        config.objective.num_pairs = 100
+        config.objective.sampler.num_steps = 4
+    return config

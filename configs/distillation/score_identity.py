@@ -1,0 +1,21 @@
+"""Score identity distillation: a generator without data, by the Fisher divergence.
+
+  diffusionlab --config=configs/distillation/score_identity.py \
+    --config.teacher=runs/digits --workdir=runs/digits_score_identity
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.distillation("score_identity", variant, num_steps=1)
+    common.generator(config, first_logsnr=-1.83)
+    config.objective.times = dict(name="log_normal", mean=-1.2, std=1.2)
+    config.train.num_steps = 6000
+    config.optim.student = common.adam(1e-3, 3000, b1=0.0)
+    config.optim.aux = common.adam(1e-3, 3000, b1=0.0)
+    if variant == "smoke":
+        common.shrink_student(config)
+    return config
