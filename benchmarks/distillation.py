@@ -45,7 +45,6 @@ _TEACHERS = {
     "mixture": {"solved": "mixture/analytic", "mixture": "mixture/denoising"},
     "digits": {"digits": "digits/denoising"},
 }
-_ROLES = {"mixture": ("solved", "mixture"), "digits": ("digits", "")}
 _ERRORS = (ValueError, RuntimeError, OSError)
 
 
@@ -136,7 +135,7 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
         words = [f"--config={ROOT}/configs/{config}.py", f"--workdir={runs / name}"]
         if not workdir.saved_steps(runs / name):
             trained(words, out / f"{name}.log")
-    teacher = runs / _ROLES[data][0]
+    teacher = runs / next(iter(_TEACHERS[data]))
     for sampler in ("ddim", "ancestral"):
         for number in (*steps, LONG):
             block = {"name": sampler, "num_steps": number}
@@ -155,14 +154,17 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
 
 def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool:
     """Trains a student where that is left to do, and measures it; returns success."""
-    teacher, start = _ROLES[table.data]
     variant = ":mixture" if table.data == "mixture" else ""
     config = config_lib.load(f"{ROOT}/configs/distillation/{name}.py{variant}")
     # Where training does not know the number of steps, one student takes any.
     is_trained_for = "num_steps" in config.objective
     folder = table.folder / (f"{name}_{steps}" if is_trained_for else name)
-    given = [f"teacher.run={runs / teacher}"]
-    given += [f"teacher.start={runs / start}"] if start else []
+    # The teachers that the config names, in the folder of these runs.
+    given = [
+        f"teacher.{key}={runs / pathlib.PurePath(config.teacher[key]).name}"
+        for key in ("run", "start")
+        if config.teacher[key]
+    ]
     given += [f"objective.num_steps={steps}"] if is_trained_for else []
     given += [word.removeprefix("--config.") for word in overrides]
     try:

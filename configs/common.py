@@ -52,6 +52,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     toy = {
         "denoising_loss": dict(num_batches=2, batch_size=16),
         "samples": dict(num_samples=40, num_real=200),
+        "sample_variance": dict(num_samples=40, num_real=200),
         "mixture": dict(num_samples=40),
         "sample_quality": dict(num_samples=60, num_reference=60, metrics=()),
     }
@@ -98,6 +99,8 @@ def distillation(
         config.data = dict(batch_size=256)
         config.evals = dict(mixture=dict(name="mixture", num_samples=5000))
         config.logging.num_samples = 1000
+    # Warns of a student that collapses while there is time to stop.
+    config.evals.variance = dict(name="sample_variance", every=500)
     return config
 
 
@@ -135,4 +138,5 @@ def shrink_student(config: ml_collections.ConfigDict) -> None:
     steps = config.objective.get("num_steps")
     shrink(config)
     config.sampler.num_steps = steps
+    config.evals.variance.every = 0
     config.teacher = dict(run="", start="")

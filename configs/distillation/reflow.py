@@ -15,7 +15,9 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("reflow", variant, num_steps=2)
     config.objective.update(
-        num_pairs=20_000, sampler=dict(name="ddim", num_steps=64), mode="reflow"
+        num_pairs=20_000,
+        sampler=dict(name="heun", num_steps=32, grid=dict(name="rho")),
+        mode="reflow",
     )
     config.sampler.grid = dict(name="straight")
     config.train.num_steps = 10_000

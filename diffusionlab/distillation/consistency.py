@@ -121,7 +121,7 @@ def teacher_step(
     until = jnp.where(clean, t, s)
     second = base.teach(objective, params, z_s, until, cond)
     _, sigma = process.schedule.alpha_sigma(until)
-    span = -sigma * jnp.expm1(-samplers.half_logsnr_step(process, t, until))
+    span = -sigma * jnp.expm1(samplers.half_logsnr_step(process, t, until))
     return z_s + lift(0.5 * span, z_t.ndim) * (second.eps - first.eps)
 
 
@@ -152,8 +152,11 @@ def matched(
       ValueError: there is no average `target_ema`.
     """
     z_t, t, z_s, s = pair
-    reference = answer(objective, _reference(objective, inputs), z_s, s, cond, key).x
-    target = jnp.where(lift(samplers.is_last(s), z_s.ndim), z_s, reference)
+    clean, frozen = samplers.is_last(s), _reference(objective, inputs)
+    # A schedule without an end has no logsnr at t = 0.
+    until = jnp.where(clean, t, s)
+    reference = answer(objective, frozen, z_s, until, cond, key).x
+    target = jnp.where(lift(clean, z_s.ndim), z_s, reference)
     u = answer(objective, params, z_t, t, cond, key).x - jax.lax.stop_gradient(target)
     loss, process = distance(objective, u), objective.process
     if objective.gap_weight:

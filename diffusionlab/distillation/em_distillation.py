@@ -123,7 +123,7 @@ def langevin(
 
     def step(chain: Chain, index: Array) -> tuple[Chain, None]:
         eps_noise, z_noise = draw(index)
-        x, pull_back = jax.vjp(sample, chain.z)
+        x, pull_back = jax.vjp(sample, chain.z) if gamma_z else still
         force = pull(alpha * x + sigma * chain.eps)
         noise = jnp.sqrt(2 * gamma_eps) * eps_noise
         z = chain.z
@@ -140,6 +140,8 @@ def langevin(
             noise=chain.noise + noise,
         ), None
 
+    # Without steps in z, the samples stay what they are.
+    still = None if gamma_z else (sample(z), None)
     zeros = jnp.zeros_like(eps)
     begin = Chain(z, eps, zeros, zeros, eps, jnp.ones(()), zeros)
     chain, _ = jax.lax.scan(step, begin, jnp.arange(num_steps))
@@ -153,7 +155,7 @@ class EmDistillation:
     Network evaluations of a step, for a generator of k steps: 'aux' k + 3, as samples
     are drawn first; 'student' k - 1 + num_chains (4 K + 3), a Langevin step being one
     of the generator and one back through it, one of the teacher and one of aux; k + 4
-    for K = 0. A guided teacher takes one more each time, gamma_z = 0 one less in a
+    for K = 0. A guided teacher takes one more each time, gamma_z = 0 two less in a
     Langevin step. No data but the labels.
 
     Phases: 'aux', and 'student'; with a `langevin_schedule` one for each of its K,
@@ -261,7 +263,7 @@ class EmDistillation:
     @property
     def evaluations(self) -> Mapping[str, float]:
         scores = fake_score.teacher_evaluations(self) + 1
-        step = scores + (2 if self.gamma_z else 1)
+        step = scores + (2 if self.gamma_z else 0)
         found = {"aux": self.num_steps + 3.0}
         for number in self._numbers():
             chains = self.num_chains * (number * step + 3)

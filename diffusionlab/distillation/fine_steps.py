@@ -24,7 +24,7 @@ Salimans and Ho 2022 (arXiv 2202.00512), algorithm 2, for x~ of two steps.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,16 @@ from diffusionlab.guidance import base as guidance
 from diffusionlab.samplers import base as samplers
 from diffusionlab.samplers import grids
 from diffusionlab.samplers.ddim import Ddim
-from diffusionlab.types import Array, Cond, Params, Prediction, Process, Schedule, lift
+from diffusionlab.types import (
+    Array,
+    Cond,
+    Metrics,
+    Params,
+    Prediction,
+    Process,
+    Schedule,
+    lift,
+)
 
 # Keeps a prediction without any noise from dividing by zero.
 _TINY = 1e-30
@@ -122,6 +131,57 @@ def joined(process: Process, first: Array, second: Array, fine: Fine) -> Array:
     return jnp.where(last, first, one * first + two * second)
 
 
+def followed(
+    process: Process,
+    first: Array,
+    z_t: Array,
+    fine: Fine,
+    answer: Callable[[Array, Array], Array],
+) -> Array:
+    """Returns x~ of equation 1, `[B, ...]`, with x_2 = answer(z_s, s).
+
+    Where the step is the last, x_2 does not matter, and the question is (z_t, t): s may
+    be 0 there, where a network says nothing.
+    """
+    z_s = base.ddim(process, first, z_t, fine.t, fine.s)
+    asked = jnp.where(lift(fine.last, z_t.ndim), z_t, z_s)
+    return joined(process, first, answer(asked, fine.other), fine)
+
+
+def squared_loss(
+    objective: Any,
+    params: Params,
+    target: Array,
+    z_t: Array,
+    t: Array,
+    cond: Cond,
+    key: Array,
+) -> tuple[Array, Metrics]:
+    """Returns mean(weight(t) mean((x_student(z_t, t) - target)²)), and its metrics.
+
+    Args:
+      objective: has `weight`, `process` and `networks`.
+      params: of the student.
+      target: `[B, ...]`; no gradient flows into it.
+      z_t, t, cond: of the student, `[B, ...]`.
+      key: of dropout.
+    """
+    found = base.apply(objective, params, z_t, t, cond, key).x
+    error = base.mean((found - jax.lax.stop_gradient(target)) ** 2)
+    loss = weight(objective.weight, objective.process.schedule, t) * error
+    metrics = {
+        "loss": base.metric(loss),
+        "loss_by_logsnr": base.by_logsnr(loss, objective.process, t),
+        "mse": base.metric(error),
+    }
+    return loss.mean(), metrics
+
+
+def count(number: Array) -> tuple[Array, Array]:
+    """Returns (sum, count) of one number of a step, such as how many steps."""
+    return jnp.asarray(number, jnp.float32), jnp.float32(1)
+
+
 def weight(name: str, schedule: Schedule, t: Array) -> Array:
     """Returns a factor of `WEIGHTS` on an error of x, shaped as t."""
     return WEIGHTS[name](schedule.logsnr(t))
@@ -144,6 +204,15 @@ def check_sampler(objective: Any, sampler: Any) -> None:
         raise ValueError(
             "name: this student makes equal steps of DDIM; use 'ddim' with eta 0 and "
             f"no grid, got {sampler}."
+        )
+
+
+def check_prediction(objective: Any) -> None:
+    """Raises ValueError for a network that predicts eps: at t = 1 it says no x."""
+    if getattr(objective.process, "prediction", "") == "eps":
+        raise ValueError(
+            "process.prediction: 'eps' says nothing about x from pure noise, where "
+            "the first of a few steps is made; use 'v', 'x', 'edm' or 'velocity'."
         )
 
 

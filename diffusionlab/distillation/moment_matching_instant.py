@@ -61,7 +61,8 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
             "config.data.batch_size: moment_matching_instant halves every batch (every "
             f"micro-batch, where there are some), so it must be even; got {size}."
         )
-    return tuple(jax.tree.map(lambda q: q[i::2], batch) for i in range(2))
+    even, odd = (lambda q: q[::2]), (lambda q: q[1::2])
+    return jax.tree.map(even, batch), jax.tree.map(odd, batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

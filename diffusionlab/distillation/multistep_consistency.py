@@ -48,7 +48,6 @@ from diffusionlab.types import (
     Process,
     Role,
     Teacher,
-    lift,
 )
 
 _SEGMENT, _STEP, _NOISE, _NETWORK = range(4)  # one use of the step's key each
@@ -205,7 +204,7 @@ class MultistepConsistency:
             "loss_by_logsnr": base.by_logsnr(loss, self.process, fine.t),
             "mse": base.metric(base.mean(error**2)),
             "teacher_mse": base.metric(teacher_mse),
-            "teacher_steps": (each * jnp.float32(self.num_steps), jnp.float32(1)),
+            "teacher_steps": fine_steps.count(each * self.num_steps),
         }
         return loss.mean(), metrics
 
@@ -254,11 +253,11 @@ class MultistepConsistency:
           cond: of the student.
           key: of dropout.
         """
-        z_s = base.ddim(self.process, first, z_t, fine.t, fine.s)
-        # Where s = b nothing is asked; the network then answers for t, not for s = 0.
-        asked = jnp.where(lift(fine.last, z_t.ndim), z_t, z_s)
-        second = base.apply(self, params, asked, fine.other, cond, key).x
-        return fine_steps.joined(self.process, first, second, fine)
+
+        def answer(z_s: Array, s: Array) -> Array:
+            return base.apply(self, params, z_s, s, cond, key).x
+
+        return fine_steps.followed(self.process, first, z_t, fine, answer)
 
     def norm(self, error: Array) -> Array:
         """Returns the Huber function of errors `[B, ...]` of x, `[B]`; see `scales`."""

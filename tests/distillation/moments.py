@@ -10,9 +10,8 @@ from diffusionlab.distillation import moment_matching
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.types import Network, Prediction, Teacher
-from tests.distillation import toys
 
-# As `PROCESS` to 1e-6, but t = 1 has a noise level.
+# As `toys.PROCESS` to 1e-6, but t = 1 has a noise level.
 PROCESS = Gaussian(schedule=Cosine(logsnr_min=-30, logsnr_max=30), prediction="x")
 
 

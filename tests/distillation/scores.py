@@ -83,11 +83,13 @@ def evaluations(cls, phase, **fields):
 
     networks = {"denoiser": net, "discriminator": head}
     teacher = Teacher(predict, has_null_label=True)
-    objective = make(cls, networks=networks, teacher=teacher, **fields)
+    spec = DataSpec((costs.SIZE,), num_classes=2)
+    objective = make(cls, networks=networks, teacher=teacher, spec=spec, **fields)
     own = net.init(jax.random.key(0))
     found = {"student": own, "aux": own, "teacher": own}
     found["discriminator"] = head.init(None)
     given = inputs(found, size=16, dimension=costs.SIZE)
+    given.batch["label"] = jnp.zeros(16, jnp.int32)
     counted = costs.network_evaluations(objective, phase, given)
     return counted, objective.evaluations[phase]
 

@@ -1,0 +1,35 @@
+"""TRACT: phases of training, each with a fraction of the steps of the one before.
+
+  diffusionlab --config=configs/distillation/tract.py \
+    --config.teacher=runs/digits --workdir=runs/digits_tract
+
+Training is as long as the two phases take.
+"""
+
+import math
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.distillation("tract", variant, num_steps=1)
+    steps = ml_collections.FieldReference(5000)
+    config.objective.update(
+        teacher_steps=1024, middle_steps=(32,), steps_per_phase=steps
+    )
+    # A thousandth of a phase's first parameters is left at its end: 1e-3^(1 / steps),
+    # written so that it follows the number of steps.
+    slow = steps / (steps + math.log(1e3))
+    config.ema = dict(
+        main=dict(name="exponential", decay=slow, warmup=False),
+        self=dict(name="exponential", decay=0.5, warmup=False),
+    )
+    config.train.num_steps = 2 * steps
+    config.optim.student = common.adam(5e-4, steps)
+    if variant == "smoke":
+        common.shrink_student(config)
+        config.objective.update(teacher_steps=16, middle_steps=(4,), steps_per_phase=4)
+        config.train.num_steps = 10
+    return config

@@ -1,0 +1,124 @@
+"""benchmarks/distillation.py: the table of all methods, in toy size."""
+
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from diffusionlab import registry
+from diffusionlab.data.generated import Mixture
+from diffusionlab.evals import mixture
+
+
+@pytest.fixture(scope="module")
+def table(root):
+    """The two modules: (distillation, distillation_measures)."""
+    sys.path.insert(0, str(root / "benchmarks"))
+    names = "distillation", "distillation_measures"
+    yield tuple(importlib.import_module(name) for name in names)
+    sys.path.remove(str(root / "benchmarks"))
+
+
+def test_every_method_has_a_row(table):
+    distillation, _ = table
+    methods = set(registry.table("objective")) & {
+        name
+        for name, place in registry.table("objective").items()
+        if place.startswith("diffusionlab.distillation.")
+    }
+    assert set(distillation.METHODS) == methods
+    for method in distillation.METHODS.values():
+        assert method.steps is None or method.why, "a dash has a reason"
+
+
+def test_distance_to_the_density_is_the_limit_of_that_to_draws(table):
+    _, measures = table
+    source = Mixture(split="test")
+    label = np.arange(8000) % 8
+    weights = np.full(8, 1 / 8)
+    exact = [measures.fresh(source, label, seed) for seed in range(8)]
+    floor = np.mean([measures.to_density(x, weights, source) for x in exact])
+    pairs = [mixture.sliced_wasserstein(*exact[i : i + 2], 64) for i in range(0, 8, 2)]
+    # Of n samples and n draws it is about sqrt(2) times that to the density; one number
+    # varies by a quarter, so the mean of four by an eighth.
+    assert floor == pytest.approx(np.mean(pairs) / np.sqrt(2), rel=0.25)
+    # Far above the floor both are the same: W1 of a shift is its length, and the mean
+    # over directions of |cos| is 2 / pi; 64 random directions leave 7 % of it.
+    moved = exact[0] + np.array([0.3, 0.0])
+    far = measures.to_density(moved, weights, source)
+    near = mixture.sliced_wasserstein(moved, exact[1], measures.DIRECTIONS)
+    assert far == pytest.approx(near, rel=0.01)
+    assert far == pytest.approx(0.3 * 2 / np.pi, rel=0.2)
+    assert measures.to_density(exact[0] + 50.0, weights, source) > 10
+
+
+def test_numbers_of_the_mixture_are_those_of_what_was_done_to_it(table):
+    _, measures = table
+    source = Mixture(split="test")
+    label = np.arange(8000) % 8
+    # 100 samples of label 0 land at component 4, and all have half the spread.
+    eps = np.random.default_rng(0).normal(size=(8000, 2))
+    shown = np.where((label == 0) & (np.arange(8000) < 800), 4, label)
+    x = source.means[shown] + 0.5 * source.std * eps
+    numbers = measures.of_mixture(x, label, source)
+    assert numbers["weight_error"] == pytest.approx(0.1)
+    assert numbers["accuracy"] == pytest.approx(1 - 100 / 8000)
+    # The relative deviation of a variance of 16,000 numbers: 1.1 %.
+    assert numbers["variance_ratio"] == pytest.approx(0.25, rel=0.04)
+    gone = measures.of_mixture(source.means[np.where(label < 4, 0, 4)], label, source)
+    assert gone["weight_error"] == 3 and gone["variance_ratio"] < 1e-20
+
+
+def test_seconds_are_those_of_the_steps_also_over_a_restart(table):
+    _, measures = table
+    rows = [
+        {"step": 10, "perf/examples_per_second": 20.0},
+        {"step": 10, "eval/mixture/inside": 1.0},
+        {"step": 15, "perf/examples_per_second": 40.0},
+    ]
+    assert measures.seconds_of(rows, batch=8) == pytest.approx(4 + 1)
+
+
+def test_the_table_is_made_once_and_goes_on_where_it_stopped(
+    table, teacher_run, tmp_path, capsys
+):
+    distillation, _ = table
+    for name in ("solved", "mixture"):
+        (tmp_path / name).symlink_to(teacher_run)
+    bare = ["--config.evals={}", "--config.train.num_steps=4"]
+    bare += ["--config.logging.samples_every=0", "--config.logging.tensorboard=False"]
+
+    def make(*more, methods=("multistep_consistency", "boot", "guided")):
+        options = dict(methods=methods, runs=tmp_path, num_samples=800)
+        options["overrides"] = [*bare, *more]
+        status = distillation.run("mixture", steps=[1], **options)
+        return status, capsys.readouterr().out
+
+    status, said = make()
+    assert status == 0, said
+    out = tmp_path / "distillation_mixture"
+    text = (out / "table.md").read_text()
+    assert "| sliced-Wasserstein distance to the data | 1 | 256 |" in text
+    (boot, *_) = [line for line in text.splitlines() if line.startswith("| boot")]
+    assert boot.count("–") == 1, "it has one step"
+    assert "| guided | – | – |" in text and "\n- guided: makes one" in text
+    record = json.loads((out / "table.json").read_text())
+    found = {(row["method"], row["steps"]): row["numbers"] for row in record["rows"]}
+    assert {s for m, s in found if m == "teacher, ancestral"} == {1, 256}
+    assert found["multistep_consistency", 1]["seconds"] > 0
+    assert record["real"]["distance"] < 0.05
+    assert (out / "table.png").stat().st_size > 10_000
+    assert "first step done" in (out / "multistep_consistency_1.log").read_text()
+
+    (out / "multistep_consistency_1" / "result.json").unlink()
+    status, said = make()
+    assert status == 0 and said.count("training:") == 1
+    assert (out / "table.md").read_text() == text
+
+    other = "--config.objective.num_steps=3"
+    status, said = make(other, methods=("multistep_consistency",))
+    assert status == 1 and "failed" in said and "another config" in said
+    with pytest.raises(ValueError, match="did you mean 'boot'"):
+        make(methods=("boots",))
