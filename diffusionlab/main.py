@@ -24,6 +24,7 @@ MODES = {
     "train": "train, or go on with a run (default)",
     "sample": "draw samples from a run",
     "eval": "evaluate a checkpoint of a run, or follow it; or --samples of any program",
+    "import": "make a run of --weights from elsewhere, to be sampled or distilled",
     "config": "print the resolved config, parameters, FLOPs and memory; compiles only",
     "doctor": "print what this machine is and how fast",
 }
@@ -96,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
         "\"{'name': 'digits', 'split': 'test'}\"",
     )
     p.add_argument(
+        "--weights",
+        help="import: the file, .safetensors, .npz, .pth, .pt or .bin, for the network "
+        "of --config",
+    )
+    p.add_argument(
         "--plugins", type=pathlib.Path, help="folder with modules for 'module:object'"
     )
     p.add_argument(
@@ -148,7 +154,9 @@ def _overrides(unknown: list[str], flags: argparse.ArgumentParser) -> list[str]:
 
 def _load(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Returns the resolved config: of the file, or of the run."""
-    needs_config = args.mode == "train" or (args.mode == "config" and not args.workdir)
+    needs_config = args.mode in ("train", "import") or (
+        args.mode == "config" and not args.workdir
+    )
     if args.mode != "config" and args.workdir is None:
         raise ValueError(f"--workdir: missing; mode {args.mode} needs a run directory.")
     if args.config is None:
@@ -243,6 +251,12 @@ def run(argv: list[str]) -> int:
             workdir.check(args.workdir, config, args.resume)
         if args.mode in ("sample", "eval") and args.step == "best":
             args.step = workdir.best_step(args.workdir)
+    if (args.weights is None) == (args.mode == "import"):
+        raise ValueError(
+            "--weights: missing; mode import needs a file of weights."
+            if args.weights is None
+            else "--weights: goes with --mode=import."
+        )
     cache = _set_up_jax(args)
     if args.mode == "doctor":
         from diffusionlab import describe
@@ -260,6 +274,13 @@ def run(argv: list[str]) -> int:
 
         asked = {"config": args.config, "overrides": overrides}
         return train.train(config, args.workdir, resume=args.resume, asked=asked)
+    if args.mode == "import":
+        from diffusionlab import import_weights
+
+        asked = {"config": args.config, "overrides": overrides}
+        out = import_weights.import_weights(config, args.workdir, args.weights, asked)
+        print(f"a run in {out}")
+        return 0
     if files:
         from diffusionlab import evaluate_files
 

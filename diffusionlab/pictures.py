@@ -331,6 +331,13 @@ def captioned_columns(
     return _with_margin(picture, words, top=24)
 
 
+def visible(x: np.ndarray) -> np.ndarray:
+    """Returns `[N, H, W, C]` with 1 or 3 of its channels: the first ones of latents."""
+    if shows_images(x.shape[1:]):
+        return x
+    return x[..., : 3 if x.shape[-1] > 3 else 1]
+
+
 def of_examples(x: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:
     """Returns any examples as one picture, uint8 `[H, W, 3]`.
 
@@ -344,6 +351,7 @@ def of_examples(x: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:
     if x.ndim == 2:
         colour = np.zeros(len(x), np.int64) if label is None else label
         return scatter([(f"{len(x)} samples", x[:, :2], colour)])
+    x = visible(x)
     if label is None or len(np.unique(label)) == 1:
         return grid(x, math.ceil(math.sqrt(len(x))))
     order = np.argsort(label, kind="stable")

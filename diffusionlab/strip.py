@@ -72,7 +72,7 @@ def _small(x: np.ndarray) -> np.ndarray:
     """The first samples as they are stored: points as they are, images in bytes."""
     if x.ndim == 2:
         return np.asarray(x[:_NUM_POINTS], np.float32)
-    x = np.asarray(x[:_NUM_IMAGES], np.float32)
+    x = pictures.visible(np.asarray(x[:_NUM_IMAGES], np.float32))
     factor = -(-max(x.shape[1:3]) // _MAX_SIDE)
     height, width = (side // factor * factor for side in x.shape[1:3])
     x = x[:, :height, :width]

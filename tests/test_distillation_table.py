@@ -3,9 +3,11 @@
 import importlib
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
+from scipy import special
 
 from diffusionlab import registry
 from diffusionlab.data.generated import Mixture
@@ -52,6 +54,18 @@ def test_distance_to_the_density_is_the_limit_of_that_to_draws(table):
     assert far == pytest.approx(near, rel=0.01)
     assert far == pytest.approx(0.3 * 2 / np.pi, rel=0.2)
     assert measures.to_density(exact[0] + 50.0, weights, source) > 10
+
+
+def test_quantiles_are_at_no_distance_from_their_density(table):
+    _, measures = table
+    quantiles = 0.1 * special.ndtri((np.arange(5000) + 0.5) / 5000)
+    x = np.concatenate([quantiles - 1, quantiles + 1])[:, None]
+    source = types.SimpleNamespace(means=np.array([[-1.0], [1.0]]), std=0.1)
+    weights = np.array([0.5, 0.5])
+    assert measures.to_density(x, weights, source) < 5e-5
+    # A tenth of the samples has to go from one mean to the other.
+    share = np.array([0.6, 0.4])
+    assert measures.to_density(x, share, source) == pytest.approx(0.2, abs=1e-3)
 
 
 def test_numbers_of_the_mixture_are_those_of_what_was_done_to_it(table):

@@ -32,7 +32,7 @@ ROWS = [
      "pairs"},
     {"hooks", "evaluate_files"},
     {"train"},
-    {"describe"},
+    {"describe", "import_weights"},
     {"main"},
 ]  # fmt: skip
 # What these may see besides their own package.

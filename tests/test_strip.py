@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from PIL import Image
 
 from diffusionlab import main, report, strip, train
@@ -44,6 +43,11 @@ def test_large_images_are_averaged_down(tmp_path):
     (row,) = rows_of(tmp_path).values()
     assert row.shape == (3, 50, 50, 3)
     assert row.min() == row.max() == 128
+
+
+def test_latents_are_shown_by_some_of_their_channels(tmp_path):
+    strip.add(tmp_path, 1, np.zeros((3, 8, 8, 4)))
+    assert rows_of(tmp_path)[1].shape == (3, 8, 8, 3)
 
 
 def test_points_are_a_small_panel_a_step(tmp_path):

@@ -3,7 +3,8 @@
   diffusionlab --config=configs/distillation/distribution_matching_2.py \
     --config.teacher=runs/digits --workdir=runs/digits_distribution_matching_2
 
-The variants 'plain' and 'mixture_plain' are without the discriminator.
+The variants 'plain' and 'mixture_plain' are without the discriminator. On the mixture,
+1 step: sliced Wasserstein distance 0.010 where samples without error have 0.006.
 """
 
 import ml_collections
@@ -17,8 +18,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.generator(config, first_logsnr=-8.764)
     config.objective.times = dict(name="uniform")
     config.train.num_steps = 6000
-    config.optim.student = common.adam(1e-3, 1000, b1=0.0)
-    config.optim.aux = common.adam(1e-3, 5000, b1=0.0)
+    rate = 1e-3 if size else 3e-4
+    config.optim.student = common.adam(rate, 1000, b1=0.0)
+    config.optim.aux = common.adam(rate, 5000, b1=0.0)
     if variant.endswith("plain"):
         config.objective.gan_weight = 0.0
     else:

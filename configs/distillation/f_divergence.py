@@ -2,6 +2,9 @@
 
   diffusionlab --config=configs/distillation/f_divergence.py \
     --config.teacher=runs/digits --workdir=runs/digits_f_divergence
+
+On the mixture, 1 step: sliced Wasserstein distance 0.010 where samples without error
+have 0.006.
 """
 
 import ml_collections
@@ -14,8 +17,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.generator(config, first_logsnr=-8.764)
     config.objective.times = dict(name="uniform")
     config.train.num_steps = 6000
-    config.optim.student = common.adam(1e-3, 1000, b1=0.0)
-    config.optim.aux = common.adam(1e-3, 5000, b1=0.0)
+    rate = 1e-3 if variant else 3e-4
+    config.optim.student = common.adam(rate, 1000, b1=0.0)
+    config.optim.aux = common.adam(rate, 5000, b1=0.0)
     common.discriminator(config, variant)
     if variant == "smoke":
         common.shrink_student(config)

@@ -2,6 +2,9 @@
 
   diffusionlab --config=configs/distillation/moment_matching_instant.py \
     --config.teacher=runs/digits --workdir=runs/digits_moment_matching_instant
+
+The teacher has to have been trained, by Adam: of the mixture it is runs/mixture, as the
+exact denoiser has few parameters.
 """
 
 import ml_collections
@@ -17,13 +20,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         num_steps=config.objective.get_ref("num_steps"),
         noise_exponent=0.0,
     )
-    config.train.num_steps = 6000
-    config.optim = dict(student=common.adam(3e-4, config.train.num_steps, b1=0.0))
-    config.optim.student.options.eps = 1e-12
+    rate, config.train.num_steps = 1e-4, 3000
     if variant == "mixture":
-        # The exact teacher has few parameters and no moments.
+        rate, config.train.num_steps = 3e-4, 6000
         config.teacher.update(run="runs/mixture", start="")
         config.data.batch_size = 512
+    config.optim = dict(student=common.adam(rate, config.train.num_steps, b1=0.0))
+    config.optim.student.options.eps = 1e-12
     if variant == "smoke":
         common.shrink_student(config)
     return config

@@ -14,8 +14,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.generator(config, first_logsnr=-1.83)
     config.objective.times = dict(name="log_normal", mean=-1.2, std=1.2)
     config.train.num_steps = 6000
-    config.optim.student = common.adam(1e-3, 3000, b1=0.0)
-    config.optim.aux = common.adam(1e-3, 3000, b1=0.0)
+    rate = 1e-3 if variant else 3e-4
+    config.optim.student = common.adam(rate, 3000, b1=0.0)
+    config.optim.aux = common.adam(rate, 3000, b1=0.0)
     if variant == "smoke":
         common.shrink_student(config)
     return config

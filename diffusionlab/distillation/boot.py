@@ -172,10 +172,13 @@ class Boot:
         s = jnp.maximum(t - self.time_step, 0.0)
         eps = jax.random.normal(keys[_NOISE], shape, jnp.float32)
         noise, one = self.process.prior_std() * eps, jnp.ones_like(t)
-        ask = lambda params, t: self._signal(params, noise, t, cond, keys[_NETWORK]).x  # noqa: E731
-        teach = lambda z_t, t: base.teach(  # noqa: E731
-            self, inputs.params["teacher"], z_t, t, cond
-        ).x
+
+        def ask(params, t):
+            return self._signal(params, noise, t, cond, keys[_NETWORK]).x
+
+        def teach(z_t, t):
+            return base.teach(self, inputs.params["teacher"], z_t, t, cond).x
+
         y_t = ask(self._reference(inputs), t)
         taught = teach(self.process.mix(y_t, eps, t), t)
         target, step = signal_step(self.process, y_t, taught, t, s)

@@ -1,8 +1,8 @@
 """Consistency models: one network answers where the probability flow ends.
 
-A consistency function f is the same along a path of the probability-flow ODE and ends at
-the data, f(z_0, 0) = z_0. With S = sigma / alpha, neighbouring levels S_t > S_s
-(`levels.py`), and y = z / alpha,
+A consistency function f is the same along a path of the probability-flow ODE and ends
+at the data, f(z_0, 0) = z_0. With S = sigma / alpha, y = z / alpha and neighbouring
+levels S_t > S_s (`levels.py`),
 
     loss = w d(f(z_t, t), sg f_(z_s, s)),   w = 1 or 1 / (S_t - S_s)                (1)
     distillation: z_s = one step of the teacher's ODE from z_t, by DDIM or by Heun
@@ -91,20 +91,13 @@ def answer(
     return with_boundary(objective.process, prediction, z_t, t)
 
 
-def predict(
-    objective: Any, params: Mapping[str, Params], z_t: Array, t: Array, cond: Cond
-) -> Prediction:
+def predict(objective, params, z_t: Array, t: Array, cond: Cond) -> Prediction:
     """Returns what the student answers, for parameters by role."""
     return answer(objective, params["student"], z_t, t, cond)
 
 
 def teacher_step(
-    objective: Any,
-    params: Mapping[str, Params],
-    z_t: Array,
-    t: Array,
-    s: Array,
-    cond: Cond,
+    objective: Any, params: Mapping[str, Params], z_t: Array, t: Array, s: Array, cond
 ) -> Array:
     """Returns z_s `[B, ...]` on the teacher's path; the clean data at s = 0.
 

@@ -1,13 +1,13 @@
 """Consistency models in continuous time: sCM.
 
-In TrigFlow's variables, with d the standard deviation of the data and S = sigma / alpha,
+In TrigFlow's variables, with d the standard deviation of the data, S = sigma / alpha,
 
     tau = arctan(S / d),   x_tau = cos(tau) z_t / alpha = cos(tau) x + sin(tau) d eps
     f = cos(tau) x_tau - sin(tau) d F                                               (1)
 
-so F = (alpha d eps_hat - sigma x_hat / d) / sqrt(alpha² d² + sigma²): of any prediction
-that the process knows, no other network is needed. Along a path, dx_tau/dtau = d F_true,
-the F of the teacher (distillation) or of the x and eps that made z_t (training), and
+so F = (alpha d eps_hat - sigma x_hat / d) / sqrt(alpha² d² + sigma²), of whatever the
+process says that its network predicts. Along a path, dx_tau/dtau = d F_true, the F of
+the teacher (distillation) or of the x and eps that made z_t (training), and
 
     g = -cos²(tau) d (F - F_true) - r cos(tau) sin(tau) (x_tau + d dF/dtau)         (2)
 

@@ -1,4 +1,4 @@
-"""Distribution matching distillation (DMD): samples follow the difference of two scores.
+"""Distribution matching (DMD): samples follow the difference of two scores.
 
 A generator x = G(noise) is moved along the gradient of the reverse KL divergence of its
 diffused samples to the teacher's. With z_t from x, t ~ U(min_t, max_t):
@@ -87,7 +87,7 @@ DISTANCES = {"squared": squared, "pseudo_huber": pseudo_huber}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DistributionMatching:
-    """Equations 1 to 3: `aux_steps` steps of the score network, then one of the student.
+    """Equations 1 to 3: `aux_steps` steps of aux, then one of the student.
 
     A student of k steps takes k evaluations for its samples and 2 more for the gradient
     of the last of them. Phase 'aux': k + 3. Phase 'student': k + 2, one of the teacher
@@ -148,8 +148,8 @@ class DistributionMatching:
         base.check_at_least(self, 1, "regression_pairs")
         if self.num_steps > 1:
             raise ValueError(
-                f"regression_weight: pairs of noise and sample train a single step, and "
-                f"num_steps is {self.num_steps}; use 0."
+                "regression_weight: pairs of noise and sample train a single step, "
+                f"and num_steps is {self.num_steps}; use 0."
             )
         if self.sampler is None:
             raise ValueError(

@@ -46,7 +46,6 @@ from diffusionlab.types import (
     Params,
     Phase,
     Process,
-    Role,
     Teacher,
     Times,
 )

@@ -1,8 +1,8 @@
 """Pairs of neighbouring noise levels, for consistency models in discrete time.
 
-With S = sigma / alpha, a pair is (t, s) with S_t > S_s. There are N pairs on a grid: its
-stops, the last one t = 0, are taken two by two, pair n with probability 1 / N or, with
-Phi the normal distribution function,
+With S = sigma / alpha, a pair is (t, s) with S_t > S_s. There are N pairs on a grid:
+its stops, the last one t = 0, are taken two by two, pair n with probability 1 / N or,
+with Phi the normal distribution function,
 
     p(n) ~ Phi((log S_t - mean) / std) - Phi((log S_s - mean) / std)                (1)
 

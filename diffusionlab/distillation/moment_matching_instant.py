@@ -18,6 +18,9 @@ place of x~_b, which changes no gradient; its mean is then
 exactly, because a and b are independent, and falls to 0. One batch for both would add
 the variance of G. Lambda is 1 where there are no moments ('identity').
 
+A teacher can only tell apart what its parameters can: one with few, such as the exact
+denoiser of a mixture, is at rest on samples that are far from the data.
+
 Source: Salimans, Mensink, Heek and Hoogeboom 2024 (arXiv 2406.04103), algorithm 3.
 """
 

@@ -7,9 +7,8 @@ With z_t from a generator's x, and both answers differentiated through z_t,
 
 u is proportional to the difference of the scores. At the exact score network
 E[u (y - x)] = E[u²] (the score identity), so that the unweighted value of (2) is
-(1 - a) E[u²]; the first term, unlike E[u²], has a gradient that does not depend to first
-order on how far aux lags behind. a = 1/2 is the plain estimate of the gradient of
-E[u²] / 2, and larger a, which makes the value negative, is better in practice.
+(1 - a) E[u²]. a = 1/2 is the plain estimate of E[u²] / 2; larger a, which makes the
+value negative, is better in practice, as it counts in that aux is held fixed.
 
 The role `aux` learns the score of the samples, see `fake_score`. The times of (2)
 follow sigma / alpha on the grid of EDM, of which the largest noise levels are left out:
@@ -75,7 +74,7 @@ def identity_loss(x: Array, taught: Array, learned: Array, alpha: float) -> Arra
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreIdentity:
-    """Equation 2: `aux_steps` steps of the score network, then one of the student.
+    """Equation 2: `aux_steps` steps of aux, then one of the student.
 
     A student of k steps takes k evaluations for its samples and 2 more for the gradient
     of the last of them. Phase 'aux': k + 3. Phase 'student': k + 2, two of the teacher

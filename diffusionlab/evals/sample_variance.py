@@ -37,9 +37,9 @@ class SampleVariance:
       variance_by_direction/from_<first of the group>: equation 1, of vectors.
 
     A name that ends in `_real` is the figure for training data in place of samples.
-    Where there are no classes, or not two samples of each, variance is about the mean of
-    all. Its cost is that of `num_samples` samples: few enough to run it
-    every few hundred steps.
+    Where there are no classes, or not two samples of each, variance is about the mean
+    of all. Its cost is that of `num_samples` samples: few enough to run it every few
+    hundred steps.
 
     Attributes:
       num_samples: samples drawn; those of other evaluators at the same step are shared.

@@ -8,6 +8,7 @@ REGISTRY = {
         "gaussian": "diffusionlab.models.analytic:Gaussian",
         "gaussian_mixture": "diffusionlab.models.analytic:GaussianMixture",
         "mlp": "diffusionlab.models.mlp:MLP",
+        "peebles_dit": "diffusionlab.models.peebles_dit:PeeblesDiT",
         "uncertainty": "diffusionlab.models.uncertainty:Uncertainty",
         "uvit": "diffusionlab.models.uvit:UViT",
     }

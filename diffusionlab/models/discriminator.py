@@ -14,7 +14,7 @@ from diffusionlab.types import Array, Cond, DataSpec
 
 
 class Discriminator(nn.Module):
-    """Features `[B, features]`, noise level and class -> logit `[B]`, positive for data.
+    """Features `[B, features]`, noise level, class -> logit `[B]`, positive for data.
 
     It starts at 0, where data and samples are equally likely. It is float32 whatever
     the compute dtype: exp of the logit is a ratio of densities.

@@ -1,4 +1,4 @@
-"""Network evaluations of a phase, counted by XLA on a network that is all that costs."""
+"""Network evaluations of a phase, as XLA counts them on a network that is all cost."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Students of `toys`, of which every score is known: x = theta eps for N(0, c²) data."""
+"""Students whose scores are all known: x = theta eps, for N(0, c²) data."""
 
 import dataclasses
 

@@ -1,6 +1,5 @@
 """Consistency models in discrete time: orders, boundary, gradients, cost."""
 
-
 import costs
 import jax
 import jax.numpy as jnp
@@ -238,9 +237,10 @@ def test_the_cost_of_a_step(case):
     if case == "training":
         objective = make(lib.ConsistencyTraining, **fields, last_levels=20)
     else:
-        predict = lambda params, z, t, cond: process.predict(
-            net.apply(params, z, cond), z, t
-        )
+
+        def predict(params, z, t, cond):
+            return process.predict(net.apply(params, z, cond), z, t)
+
         fields |= dict(teacher=Teacher(predict, True), num_levels=8)
         if case == "guided":
             fields["spec"] = DataSpec((costs.SIZE,), 3)

@@ -49,7 +49,9 @@ def denoised(params, z, t, cond):
 
 
 def uncertainty(value=0.0):
-    apply = lambda params, z, cond, train: jnp.full(z.shape[:1], params["u"])
+    def apply(params, z, cond, train):
+        return jnp.full(z.shape[:1], params["u"])
+
     return Network(lambda key: {"u": jnp.float32(value)}, apply, ())
 
 
@@ -114,9 +116,9 @@ def test_the_tangent_is_that_of_the_variables_of_the_paper(schedule):
             alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
             return curved(alpha / jnp.cos(tau) * x_tau, logsnr)
 
-        big = lambda x_tau, tau: (jnp.cos(tau) * x_tau - f(x_tau, tau)) / (
-            jnp.sin(tau) * D
-        )
+        def big(x_tau, tau):
+            return (jnp.cos(tau) * x_tau - f(x_tau, tau)) / (jnp.sin(tau) * D)
+
         x_tau = cos * x + sin * D * eps
         along = cos * D * eps - sin * x
         raw, derivative = jax.jvp(big, (x_tau, tau), (along, jnp.ones_like(tau)))
@@ -148,11 +150,17 @@ def test_the_tangent_is_that_of_the_variables_of_the_paper(schedule):
 def test_the_gradient_is_the_small_tangent(normalize, monkeypatch):
     objective = make(mode="training", normalize=normalize, learned_weighting=False)
     t = time_of(jnp.array([0.2, 0.7, 1.2, 1.4]))
-    sample = lambda self, key, size, schedule: (t, jnp.array([1.0, 2.0, 0.5, 1.0]))
+
+    def sample(self, key, size, schedule):
+        return (t, jnp.array([1.0, 2.0, 0.5, 1.0]))
+
     monkeypatch.setattr(LogNormal, "sample", sample)
     x = jnp.array([[0.5], [-0.3], [0.1], [0.9]])
     inputs = toys.inputs(x)
-    loss = lambda a: objective.loss({"student": {"a": a}}, inputs)[0]
+
+    def loss(a):
+        return objective.loss({"student": {"a": a}}, inputs)[0]
+
     found = jax.grad(loss)(jnp.float32(1.3))
     keys = lib.base.split(inputs.key, 3)
     z_t, eps = PROCESS.corrupt(keys[1], x, t)
@@ -224,7 +232,10 @@ def test_the_guided_path_extrapolates_the_network():
     t, z = time_of(jnp.array([0.5])), jnp.ones((1, 1))
     label = {"label": jnp.zeros(1, jnp.int32)}
     null = {"label": jnp.full(1, 3)}
-    big = lambda p: lib.trig_network(PROCESS, p, t)
+
+    def big(p):
+        return lib.trig_network(PROCESS, p, t)
+
     told, untold = (big(predict({}, z, t, c)) for c in (label, null))
     guided = big(lib.base.teach(objective, {}, z, t, label))
     np.testing.assert_allclose(guided, told + 2.0 * (told - untold), rtol=1e-5)
@@ -255,9 +266,10 @@ def test_the_cost_of_a_step(mode):
     net = costs.wide()
     params = net.init(jax.random.key(0))
     process = Gaussian(schedule=Cosine(), prediction="v")
-    predict = lambda params, z, t, cond: process.predict(
-        net.apply(params, z, cond), z, t
-    )
+
+    def predict(params, z, t, cond):
+        return process.predict(net.apply(params, z, cond), z, t)
+
     objective = lib.ContinuousConsistency(
         process=process, spec=DataSpec((costs.SIZE,)), networks={"denoiser": net},
         times=TIMES, teacher=Teacher(predict, False), learned_weighting=False,

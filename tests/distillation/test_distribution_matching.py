@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.distillation import distribution_matching, distribution_matching_2
 from diffusionlab.distillation import base, fake_score, generator
 from diffusionlab.distillation.distribution_matching import (
     DISTANCES,
@@ -176,3 +177,19 @@ def test_cost_of_a_step(phase, fields):
 def test_what_does_not_fit_is_named(fields, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         make(**fields)
+
+
+@pytest.mark.parametrize("size", ["", "mixture"])
+def test_variants_of_the_configs_are_with_pairs_and_without_a_head(size):
+    named = lambda word: "_".join(filter(None, (size, word)))  # noqa: E731
+    pairs = distribution_matching.get_config(named("pairs")).objective
+    plain = distribution_matching.get_config(size).objective
+    assert (pairs.regression_weight, plain.regression_weight) == (0.25, 0.0)
+    assert pairs.sampler.name == "ddim" and pairs.num_steps == 1
+    bare = distribution_matching_2.get_config(named("plain"))
+    assert bare.objective.gan_weight == 0 and "networks" not in bare
+    assert set(bare.optim) == {"student", "aux"}
+    whole = distribution_matching_2.get_config(size)
+    assert set(whole.optim) == {"student", "aux", "discriminator"}
+    whole.objective.first_logsnr = -3.0
+    assert whole.sampler.grid.first_logsnr == -3.0

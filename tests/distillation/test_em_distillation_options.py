@@ -26,15 +26,15 @@ def parameters():
     return own | {"teacher": NET.init(keys[2])}
 
 
-def teacher():
-    predict = lambda params, z, t, cond: scores.PROCESS.predict(  # noqa: E731
-        NET.apply(params, z, cond), z, t
+def curved(cls, process=scores.PROCESS, **fields):
+    def predict(params, z, t, cond):
+        return process.predict(NET.apply(params, z, cond), z, t)
+
+    teacher = Teacher(predict, has_null_label=True)
+    networks = {"denoiser": NET}
+    return scores.make(
+        cls, process=process, networks=networks, teacher=teacher, **fields
     )
-    return Teacher(predict, has_null_label=True)
-
-
-def curved(cls, **fields):
-    return scores.make(cls, networks={"denoiser": NET}, teacher=teacher(), **fields)
 
 
 def gradient(objective, phase="student", size=8):
@@ -147,9 +147,8 @@ def test_metrics_are_finite_at_both_ends_of_time():
             return jnp.linspace(0, 1, batch_size), jnp.ones(batch_size)
 
     process = Gaussian(schedule=Cosine(), prediction="v")
-    objective = curved(
-        EmDistillation, process=process, times=Ends(), num_langevin_steps=3
-    )
+    fields = dict(times=Ends(), num_langevin_steps=3, first_logsnr=-6.0)
+    objective = curved(EmDistillation, process=process, **fields)
     found = parameters()
     loss = objective.phases["student"].loss
     grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -157,7 +156,7 @@ def test_metrics_are_finite_at_both_ends_of_time():
     (_, metrics), slopes = grad({"student": found["student"]}, inputs)
     for leaf in jax.tree.leaves((metrics, slopes)):
         assert np.all(np.isfinite(leaf))
-    assert metrics["loss"] == pytest.approx(metrics["score_difference"])
+    assert metrics["loss"][0] == metrics["score_difference"][0] > 0
     assert metrics["score_difference_by_logsnr"][0].shape == (10,)
     total, count = metrics["z_norm2"]
     assert 0.1 < total / count < 4

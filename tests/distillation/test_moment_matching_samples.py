@@ -133,7 +133,7 @@ def test_student_beats_its_teacher_and_guidance_sharpens_the_proportions():
     teacher = lambda z, t, cond: TEACHER.predict({}, z, t, cond)  # noqa: E731
     of_teacher, _ = found(teacher)
     of_student, share = found(train(1.0))
-    assert of_student < 0.5 * of_teacher
+    assert of_student < 0.7 * of_teacher
     np.testing.assert_allclose(share, SHARE, atol=0.03)
     _, sharper = found(train(2.0))
     assert sharper > SHARE + 0.08

@@ -1,6 +1,7 @@
 """Multistep consistency on N(0, c²) data: its table of known numbers, and the loss."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +43,24 @@ def every(segments, each):
     )
 
 
-def targets(objective, a, fine, z, x=None, eps=None):
+@functools.partial(jax.jit, static_argnums=0)
+def targets(objective, a, fine, z, x=0.0, eps=0.0):
     """Equation 2 at z `[B, 1]`, for the student a(t) z."""
-    x, eps = (jnp.zeros_like(z) if q is None else q for q in (x, eps))
+    x, eps = (jnp.broadcast_to(q, z.shape) for q in (x, eps))
     params = {"teacher": {}}
     first, _ = objective.taught(params, x, eps, z, fine, {})
     return objective.target({"a": a}, first, z, fine, {})
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def measured(objective, count, student, x, key=5):
+    """The loss on `count` copies of the data x, with its metrics, for student a."""
+    params = {"student": student}
+    x = jnp.tile(x, (count, 1))
+    return objective.loss(params, toys.inputs(x, jax.random.key(key), params=params))
+
+
+@functools.cache
 def solved(segments, each, c):
     """The a `[T + 1]` that equation 2 gives back: every fine step from the one before.
 
@@ -93,8 +104,7 @@ def test_one_fine_step_of_training_is_the_denoising_loss(num_steps):
         targets(objective, jnp.zeros(num_steps + 1), fine, z, x=z + 1.0), z + 1.0
     )
     # With f = 0 the residual is x itself.
-    zero = {"student": {"a": jnp.zeros(num_steps + 1)}}
-    _, metrics = objective.loss(zero, toys.inputs(x, params=zero))
+    _, metrics = measured(objective, 1, {"a": jnp.zeros(num_steps + 1)}, x)
     assert float(metrics["mse"][0]) == pytest.approx(float(jnp.sum(x**2)), rel=1e-6)
 
 
@@ -133,15 +143,17 @@ def test_the_exact_student_in_known_numbers():
 )
 def test_many_steps_are_a_denoiser(segments, expected):
     """a(0.5) of the student to which training leads, against that of the flow."""
-    each = 512 // segments
-    _, a = solved(segments, each, 0.5)
     assert tables.jump(0.5, 0.5 - 1 / segments, 0.5) == pytest.approx(
         expected, abs=1e-5
     )
-    # Of second order in the fine step within a segment: 2e-5 for the longest one.
-    assert float(a[256]) == pytest.approx(expected, abs=2e-4 if each > 100 else 2e-3)
-    if each == 8:
-        assert abs(expected - tables.denoiser(0.5, 0.5)) < 0.006
+    coarse, fine = (
+        solved(segments, number // segments, 0.5)[1][number // 2]
+        for number in (256, 512)
+    )
+    # The teacher's steps are of first order; what is left is of second: 2e-5 of a
+    # segment of four steps.
+    assert float(2 * fine - coarse) == pytest.approx(expected, abs=1e-4)
+    assert float(coarse) != pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,7 @@ def test_training_leads_where_the_teachers_ddim_does(number, expected):
 
 @pytest.mark.parametrize("mode", ["distillation", "training"])
 def test_the_solved_student_has_no_gradient(mode):
-    """Over the posterior of x, in training, the target's mean is that of the teacher."""
+    """In training the mean of x given z_t is what the teacher says."""
     number, c, segments = 12, 0.5, 3
     objective, a = solved(segments, number // segments, c)
     objective = dataclasses.replace(objective, mode=mode, **SQUARED)
@@ -173,10 +185,10 @@ def test_the_solved_student_has_no_gradient(mode):
         found = base.apply(objective, {"a": a}, z, fine.t, {}).x
         return jnp.mean((found - target) ** 2)
 
-    gradient, other = jax.jit(jax.grad(loss))(a), jax.grad(loss)(a + 0.01)
+    gradient, other = map(jax.jit(jax.grad(loss)), (a, a + 0.01))
     # Each entry is a mean of numbers of order 1 over all times.
     np.testing.assert_allclose(gradient, 0.0, atol=1e-7)
-    assert np.all(np.abs(other[1:]) > 1e-4)
+    assert np.all(np.abs(other[1:]) > 3e-5)
 
 
 @pytest.mark.parametrize("xvar_frac", [0.0, 0.75])
@@ -224,7 +236,7 @@ def test_gradients_flow_into_the_student_at_t_alone():
     def loss(own, everyone):
         return objective.loss(own, toys.inputs(x, params=everyone))[0]
 
-    own, others = jax.grad(loss, (0, 1))(params, params)
+    own, others = jax.jit(jax.grad(loss, (0, 1)))(params, params)
     assert np.any(own["student"]["a"])
     assert not np.any(others["student"]["a"])
 
@@ -239,9 +251,8 @@ def test_dropout_is_the_same_in_both_passes():
     network = Network(lambda key: {"a": jnp.float32(0.5)}, apply, ())
     # With one segment from data on, the target is the network's answer but at s = 0.
     objective = make(1000, num_steps=1, networks={"denoiser": network}, reduction="sum")
-    params = {"student": {"a": jnp.float32(0.5)}}
     x = jax.random.normal(jax.random.key(0), (32, 1))
-    _, metrics = objective.loss(params, toys.inputs(x, params=params))
+    _, metrics = measured(objective, 1, {"a": jnp.float32(0.5)}, x)
     assert float(metrics["mse"][0]) / 32 < 1.0
 
 
@@ -257,7 +268,8 @@ def test_the_teacher_is_guided_and_its_variance_is_not():
     fine, x = every(1, 4), jnp.zeros((4, 1))
     z = jnp.ones((4, 1))
     cond = {"label": jnp.zeros(4, jnp.int32)}
-    first, square = objective.taught({"teacher": {}}, x, x, z, fine, cond)
+    taught = jax.jit(lambda z: objective.taught({"teacher": {}}, x, x, z, fine, cond))
+    first, square = taught(z)
     np.testing.assert_array_equal(square, 9.0)
     guided = Prediction(jnp.full((4, 1), 1.0 + 4.0 * 2.0), z)
     xvar = jnp.full(4, 0.75 * 9.0)
@@ -295,17 +307,11 @@ def test_the_huber_function_is_a_norm_and_a_square():
 
 @pytest.mark.parametrize(("weight", "power"), [("sqrt(snr+1)", 0.5), ("snr+1", 1.0)])
 def test_the_loss_is_weighted(weight, power):
-    """All times are t = 0.5 for one segment of two fine steps, and s = 0."""
-    objective = make(1, num_steps=1, mode="training", weight=weight, huber_epsilon=1e-6)
-    zero = {"student": {"a": jnp.zeros(2)}}
-    x = jnp.full((4, 1), 2.0)
-    loss, metrics = objective.loss(zero, toys.inputs(x, params=zero))
-    # t = 1, SNR = 0 and f = 0: the weight is 1, and |x| is left.
-    assert float(loss) == pytest.approx(2.0, rel=1e-5)
-    two = dataclasses.replace(objective, first_teacher_steps=2, last_teacher_steps=2)
-    two = dataclasses.replace(two, num_steps=2)
-    x = jnp.full((4000, 1), 2.0)
-    found, metrics = jax.jit(two.loss)(zero, toys.inputs(x, params=zero))
+    """The fine steps of k = 2 with n = 1 are at t = 1, where SNR = 0, and t = 0.5."""
+    objective = make(2, num_steps=2, mode="training", weight=weight, huber_epsilon=1e-6)
+    # f = 0: the norm is that of x.
+    student = {"a": jnp.zeros(3)}
+    found, metrics = measured(objective, 4000, student, jnp.float32([[2.0]]))
     # Half of the times are 0.5, of weight 2^power; that many within five deviations.
     share = (float(found) / 2.0 - 1.0) / (2.0**power - 1.0)
     assert share == pytest.approx(0.5, abs=0.04)
@@ -348,7 +354,9 @@ def test_the_network_evaluations_are_those_that_xla_counts(fields, expected):
     net = costs.wide()
 
     def predict(params, z, t, cond):
-        return PROCESS.predict(net.apply(params["denoiser"], z, cond), z, t)
+        # XLA would see that two equal answers are one.
+        seen = z + cond["label"][:, None]
+        return PROCESS.predict(net.apply(params["denoiser"], seen, cond), z, t)
 
     given = {
         "networks": {"denoiser": net},

@@ -79,7 +79,7 @@ def test_a_collapse_is_a_warning_that_the_terminal_shows():
     assert said.startswith("\n  warning: collapse: the samples vary 0.3")
     assert "threshold 0.5" in said
     assert not evaluate.warnings_of(evaluated((0.6, 0.6), threshold=0.3))
-    assert "nan" in evaluated((np.nan, 1.0)).notes["warning"]
+    assert "samples vary nan" in evaluated((np.nan, 1.0)).notes["warning"]
 
 
 def test_one_class_that_collapses_is_named():
@@ -152,8 +152,16 @@ def test_images_are_compared_by_rings_of_the_transform():
 
 def test_the_edge_of_a_ring_belongs_to_the_next():
     ring = sample_variance.rings(8, 8, 8).reshape(8, 8)
-    assert np.diag(ring).tolist() == list(range(8)), "sqrt((i/8)² + (i/8)²)/sqrt 2 = i/8"
+    assert np.diag(ring).tolist() == list(range(8)), (
+        "sqrt((i/8)² + (i/8)²)/sqrt 2 = i/8"
+    )
     assert ring.max() == 7
+
+
+def test_the_variance_of_several_classes_is_their_average():
+    x = np.array([[0.0], [2.0], [10.0], [16.0]])
+    found = sample_variance.within(x, np.array([0, 0, 1, 1]), np.array([0, 1]))
+    assert [found.total(0), found.total(1), found.total()] == [2.0, 18.0, 10.0]
 
 
 def test_videos_sum_over_their_frames():

@@ -110,6 +110,18 @@ def test_the_readme_names_everything_registered(kind):
     assert not missing
 
 
+def test_the_readme_has_a_row_for_every_method_of_distillation():
+    section = TEXT.split("## Distillation\n")[1].split("## Evaluation\n")[0]
+    named = {
+        name
+        for name, place in registry.table("objective").items()
+        if place.startswith("diffusionlab.distillation.")
+    }
+    table = section.split("| method: `NAME.py` |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == named
+    assert "seventeen methods" in TEXT and len(named) == 17
+
+
 @pytest.mark.slow
 def test_the_digits_run_reaches_its_quality(digits_run):
     numbers = json.loads((digits_run / "result.json").read_text())["numbers"]

@@ -23,6 +23,7 @@ TOYS = {
     "gaussian": (VECTOR, dict(per_class=True)),
     "gaussian_mixture": (VECTOR, {}),
     "mlp": (VECTOR, dict(width=16, num_layers=2)),
+    "peebles_dit": (IMAGE, dict(patch_size=4, width=16, num_layers=2, num_heads=2)),
     "uncertainty": (VECTOR, dict(width=16)),
     "uvit": (
         IMAGE,
@@ -32,6 +33,8 @@ TOYS = {
         ),
     ),
 }  # fmt: skip
+# What tells the noise level, where that is not logsnr.
+LEVEL = {"peebles_dit": "t"}
 # They answer exactly from the start, in float32 and without labels to drop; what holds
 # of them is in test_analytic.py.
 EXACT = ("gaussian", "gaussian_mixture")
@@ -173,7 +176,7 @@ def test_examples_do_not_see_each_other_but_their_condition(name):
     net, params, (z, cond) = apply(name), trained(name), inputs(name)
     half = {k: v[:4] for k, v in cond.items()}
     close(net(params, z[:4], half), output(name)[:4], rtol=1e-4, atol=1e-5)
-    for key in ("logsnr", "label"):
+    for key in (LEVEL.get(name, "logsnr"), "label"):
         turned = net(params, z, {**cond, key: jnp.roll(cond[key], 1)})
         assert distance(turned, output(name)) > 1e-3, key
 

@@ -28,6 +28,7 @@ GRIDS = {
     "logsnr": {},
     "rho": {},
     "shifted": {"shift": 3.0},
+    "from": {"first_logsnr": -2.0},
 }
 BLOCKS = [
     *({"name": name, **GRIDS.get(name, {})} for name in registry.table("grid")),
@@ -68,6 +69,10 @@ def test_times_lead_strictly_from_noise_to_data(block, name):
             block = {**block, "times": tuple(map(float, uniform**2))}
         t = times(build(block), schedule(name), num_steps)
         assert t.shape == (num_steps + 1,)
+        if block["name"] == "from":
+            first = float(schedule(name).logsnr(t[0]))
+            assert first == pytest.approx(-2.0, abs=1e-2) and t[0] < 1.0
+            t = t / t[0]
         noisiest = levels(schedule(name), 1.0)
         highest = block.get("sigma_max", 80.0)
         if block["name"] == "rho" and noisiest > highest:
@@ -183,6 +188,23 @@ def test_a_shift_moves_the_grid_it_is_given():
     t = times(inner, None, 6)
     found = times(grids.Shifted(shift=2.0, grid=inner), None, 6)
     np.testing.assert_allclose(found, 2 * t / (1 + t), rtol=1e-6)
+
+
+def test_from_scales_a_grid_to_its_first_noise_level():
+    of = Cosine()
+    t = times(grids.From(first_logsnr=-3.0), of, 4)
+    assert float(of.logsnr(t[0])) == pytest.approx(-3.0, abs=1e-4)
+    np.testing.assert_allclose(t / t[0], [1, 0.75, 0.5, 0.25, 0], atol=1e-6)
+    inner = grids.Quadratic()
+    scaled = times(grids.From(first_logsnr=-3.0, grid=inner), of, 4)
+    np.testing.assert_allclose(scaled / t[0], times(inner, of, 4), atol=1e-6)
+    # The noisy end of the schedule is a first level too, and the clean one is none.
+    ends = [float(of.logsnr(jnp.float32(end))) for end in (1.0, 0.0)]
+    whole = times(grids.From(first_logsnr=ends[0]), of, 2)
+    np.testing.assert_allclose(whole, [1, 0.5, 0], atol=1e-4)
+    for wrong in (ends[0] - 1, ends[1]):
+        with pytest.raises(ValueError, match="grid.first_logsnr: must be between"):
+            grids.From(first_logsnr=wrong)(of, 2)
 
 
 def test_a_custom_grid_is_itself():

@@ -1,0 +1,1 @@
+"""ImageNet as latents of an autoencoder, `[H, W, 4]`."""
