@@ -14,13 +14,19 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("consistency_training", variant, num_steps=2)
     del config.objective.num_steps
-    config.sampler.name = "consistency"
+    # -2 log 80: the noisiest of EDM's levels, from where they are trained.
+    grid = dict(name="from", first_logsnr=-8.76)
+    config.sampler = dict(name="consistency", num_steps=2, grid=grid)
+    num_steps = 4000 if variant else 20_000
     config.objective.update(
-        grid=dict(name="uniform"),
+        grid=dict(name="rho"),
         first_levels=8,
-        last_levels=256,
-        curriculum_steps=config.train.num_steps,
+        last_levels=64,
+        curriculum_steps=num_steps,
+        huber_scale=0.03,
     )
+    config.optim.student = common.adam(5e-4 if variant else 2e-4, num_steps)
+    config.train.num_steps = num_steps
     if variant == "smoke":
         common.shrink_student(config)
         config.sampler.num_steps = 2

@@ -15,12 +15,20 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("continuous_consistency", variant, num_steps=2)
     del config.objective.num_steps
-    config.sampler.name = "consistency"
+    # Few training times are noisier.
+    grid = dict(name="from", first_logsnr=-5.0)
+    config.sampler = dict(name="consistency", num_steps=2, grid=grid)
+    num_steps = 4000 if variant else 20_000
     config.objective.update(
-        times=dict(name="log_normal", mean=-1.0, std=1.4), warmup_steps=500
+        times=dict(name="log_normal", mean=-1.0, std=1.6), warmup_steps=num_steps // 8
     )
     config.networks = dict(uncertainty=dict(name="uncertainty"))
-    config.optim.uncertainty = common.adam(1e-3, 2000)
+    # Tangents have the length 1 from first to last: larger rates diverge.
+    config.optim = dict(
+        student=common.adam(2e-4 if variant else 1e-4, num_steps),
+        uncertainty=common.adam(1e-3, num_steps),
+    )
+    config.train.num_steps = num_steps
     if variant == "smoke":
         common.shrink_student(config)
         config.sampler.num_steps = 2

@@ -20,6 +20,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     del config.objective.num_steps
     config.objective.times = dict(name="uniform")
     config.networks = dict(denoiser=dict(conditions=("guidance_scale",)))
+    if variant:
+        config.optim.student = common.adam(1e-3, 2000)
     if variant == "smoke":
         common.shrink_student(config)
         config.sampler.num_steps = 4

@@ -21,8 +21,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     rates = dict(student=1e-4, aux=2e-4)
     config.train.num_steps = 4000
     if variant != "":
-        rates = dict(student=1e-3, aux=3e-3)
+        rates = dict(student=1e-3, aux=5e-3)
         config.train.num_steps = 12_000
+        # w = min(SNR, 500): without a bound the least noise has most of the gradient.
+        config.objective.weighting = dict(name="min_snr", gamma=500.0)
     updates = config.train.num_steps // 2
     config.optim = {role: common.adam(rates[role], updates, b1=0.0) for role in rates}
     for block in config.optim.values():
