@@ -14,10 +14,9 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("multistep_consistency", variant, num_steps=8)
-    steps = ml_collections.FieldReference(10_000)
-    config.train.num_steps = steps
-    config.objective.anneal_steps = steps * 4 // 5
-    config.optim.student = common.adam(5e-4, steps)
+    config.train.num_steps = 10_000
+    config.objective.anneal_steps = 8_000
+    config.optim.student = common.adam(5e-4, config.train.num_steps)
     if variant == "smoke":
         common.shrink_student(config)
         config.objective.anneal_steps = 5

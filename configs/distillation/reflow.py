@@ -25,5 +25,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "smoke":
         common.shrink_student(config)
         config.objective.num_pairs = 100
-        config.objective.sampler.num_steps = 4
+        config.objective.sampler.num_steps = 8
     return config

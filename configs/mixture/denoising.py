@@ -5,6 +5,8 @@ The evaluator compares the network with the exact answer at every noise level.
   diffusionlab --config=configs/mixture/denoising.py --workdir=runs/mixture
   diffusionlab --config=configs/mixture/denoising.py:64d --workdir=runs/mixture64
 
+`:unlabelled` has no labels: the model finds the components.
+
 On two busy CPU cores: 2-D in 26 s, mean squared excess over the exact denoiser 0.006
 where the exact one's own error is 0.009; 64-D in 64 s, 0.002 where it is 0.167.
 """
@@ -15,7 +17,7 @@ from configs import common
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    common.check_variant(variant, ("", "64d", "smoke"))
+    common.check_variant(variant, ("", "unlabelled", "64d", "smoke"))
     config = common.get_config()
     config.data = dict(
         source=dict(name="mixture", dimension=2, num_components=8, std=0.1),
@@ -37,6 +39,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evals.mixture = dict(name="mixture")
     config.checkpoint = dict(every=1000)
     config.logging = dict(every=100, samples_every=1000, num_samples=1000)
+    if variant == "unlabelled":
+        config.data.source.labelled = False
     if variant == "64d":
         config.data.source.update(dimension=64, radius=8.0, std=0.5)
         config.networks.denoiser.width = 256

@@ -24,12 +24,14 @@ class Mixture:
     """A mixture of isotropic gaussians, p(x) = sum_k weights_k N(x; means_k, std^2 I).
 
     In two dimensions the means lie evenly on a circle, otherwise in random directions.
-    The label is the component. The closed form is in `means`, `weights` and `std`.
+    The label is the component, or there is none: then the components are what a model
+    has to find. The closed form is in `means`, `weights` and `std`.
 
     Attributes:
       split: 'train' or 'test'; independent draws.
       dimension: of x, which is `[dimension]`.
       num_components: also the number of classes.
+      labelled: False leaves the labels out.
       std: of every component, in every direction.
       radius: norm of the means.
       seed: of the examples, and of the means where these are random.
@@ -39,6 +41,7 @@ class Mixture:
     split: str = "train"
     dimension: int = 2
     num_components: int = 8
+    labelled: bool = True
     std: float = 0.1
     radius: float = 1.0
     seed: int = 0
@@ -84,17 +87,18 @@ class Mixture:
 
     @property
     def spec(self) -> types.DataSpec:
-        names = _names(self.num_components)
-        return types.DataSpec((self.dimension,), self.num_components, names)
+        classes = self.num_components if self.labelled else 0
+        return types.DataSpec((self.dimension,), classes, _names(classes))
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> base.Example:
-        return {"x": self._x[index], "label": self._label[index]}
+        return self.__getitems__(index)
 
     def __getitems__(self, indices) -> base.Example:
-        return {"x": self._x[indices], "label": self._label[indices]}
+        batch = {"x": self._x[indices]}
+        return {**batch, "label": self._label[indices]} if self.labelled else batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

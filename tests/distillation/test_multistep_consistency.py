@@ -89,6 +89,7 @@ def test_the_number_of_teacher_steps_is_annealed():
     np.testing.assert_array_equal(found, [64, 135, 286, 605, 1280, 1280])
     eight = dataclasses.replace(objective, num_steps=8)
     assert int(eight.steps_per_segment(0)) == 8
+    assert int(eight.steps_per_segment(25_000)) == 17
     assert int(eight.steps_per_segment(100_000)) == 160
     few = dataclasses.replace(objective, num_steps=16, first_teacher_steps=4)
     assert int(few.steps_per_segment(0)) == 1
