@@ -22,9 +22,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     grid = dict(name="from", first_logsnr=first_logsnr)
     config.sampler.update(name="consistency", grid=grid)
     config.optim = dict(
-        student=common.adam(5e-4, 5000, b1=0.0), aux=common.adam(1e-3, 5000, b1=0.0)
+        student=common.adam(5e-4, 4000, b1=0.0), aux=common.adam(1e-3, 4000, b1=0.0)
     )
-    config.train.num_steps = 10000
+    config.train.num_steps = 8000
     if variant == "smoke":
         common.shrink_student(config)
     return config
