@@ -16,9 +16,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     grid = dict(name="from", first_logsnr=first_logsnr)
     config.sampler.update(name="consistency", grid=grid)
     config.optim = dict(
-        student=common.adam(5e-4, 3000, b1=0.0), aux=common.adam(1e-3, 3000, b1=0.0)
+        student=common.adam(5e-4, 2000, b1=0.0), aux=common.adam(1e-3, 2000, b1=0.0)
     )
-    config.train.num_steps = 6000
+    config.train.num_steps = 4000
     if variant == "smoke":
         common.shrink_student(config)
     return config

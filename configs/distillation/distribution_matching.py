@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant.endswith("pairs"):
         config.objective.regression_weight = 0.25
         config.objective.sampler = dict(name="ddim", num_steps=64)
-    config.train.num_steps = 6000
+    config.train.num_steps = 4000
     rate = 1e-3 if size else 3e-4
-    config.optim.student = common.adam(rate, 3000, b1=0.0)
-    config.optim.aux = common.adam(rate, 3000, b1=0.0)
+    config.optim.student = common.adam(rate, 2000, b1=0.0)
+    config.optim.aux = common.adam(rate, 2000, b1=0.0)
     if variant == "smoke":
         common.shrink_student(config)
     return config

@@ -17,10 +17,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("distribution_matching_2", size, num_steps=4)
     common.generator(config, first_logsnr=-8.764)
     config.objective.times = dict(name="uniform")
-    config.train.num_steps = 6000
+    if size:
+        # More updates of the student pay where several steps share one aux.
+        config.objective.aux_steps = 2
+    config.train.num_steps = 3600
     rate = 1e-3 if size else 3e-4
-    config.optim.student = common.adam(rate, 1000, b1=0.0)
-    config.optim.aux = common.adam(rate, 5000, b1=0.0)
+    config.optim.student = common.adam(rate, 1200, b1=0.0)
+    config.optim.aux = common.adam(rate, 3000, b1=0.0)
     if variant.endswith("plain"):
         config.objective.gan_weight = 0.0
     else:

@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     rate, config.train.num_steps = 1e-4, 3000
     if variant == "mixture":
-        rate, config.train.num_steps = 3e-4, 6000
+        rate, config.train.num_steps = 3e-4, 4000
         config.teacher.update(run="runs/mixture", start="")
         config.data.batch_size = 512
     config.optim = dict(student=common.adam(rate, config.train.num_steps, b1=0.0))

@@ -14,9 +14,12 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("multistep_consistency", variant, num_steps=8)
-    config.train.num_steps = 10_000
-    config.objective.anneal_steps = 8_000
+    config.train.num_steps = 8000
+    config.objective.update(anneal_steps=6000, last_teacher_steps=256)
     config.optim.student = common.adam(5e-4, config.train.num_steps)
+    if variant == "mixture":
+        # A third of the distance of the other weight for one step, as far for eight.
+        config.objective.weight = "snr+1"
     if variant == "smoke":
         common.shrink_student(config)
         config.objective.anneal_steps = 5

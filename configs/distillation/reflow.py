@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         mode="reflow",
     )
     config.sampler.grid = dict(name="straight")
-    config.train.num_steps = 6000
+    config.train.num_steps = 4000
     config.optim = dict(student=common.adam(1e-3, config.train.num_steps))
     if variant == "smoke":
         common.shrink_student(config)

@@ -16,10 +16,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("score_identity", variant, num_steps=1)
     common.generator(config, first_logsnr=-1.83)
     config.objective.times = dict(name="log_normal", mean=-1.2, std=1.2)
-    config.train.num_steps = 6000
+    config.train.num_steps = 4000
     rate = 1e-3 if variant else 3e-4
-    config.optim.student = common.adam(rate, 3000, b1=0.0)
-    config.optim.aux = common.adam(rate, 3000, b1=0.0)
+    config.optim.student = common.adam(rate, 2000, b1=0.0)
+    config.optim.aux = common.adam(rate, 2000, b1=0.0)
     if variant == "smoke":
         common.shrink_student(config)
     return config
