@@ -16,10 +16,12 @@ More flags are given to every student: --config.train.num_steps=100.
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import distillation_measures as measures
 import jax
@@ -45,6 +47,12 @@ _TEACHERS = {
     "mixture": {"solved": "mixture/analytic", "mixture": "mixture/denoising"},
     "digits": {"digits": "digits/denoising"},
 }
+# Ancestral as students of moment matching sample, and as the program does by itself.
+_SAMPLERS = {
+    "teacher, ddim": {"name": "ddim"},
+    "teacher, ancestral": {"name": "ancestral", "noise_exponent": 0.0},
+    "teacher, ancestral 0.3": {"name": "ancestral", "noise_exponent": 0.3},
+}
 _ERRORS = (ValueError, RuntimeError, OSError)
 
 
@@ -55,16 +63,23 @@ class Method:
     Attributes:
       steps: at which numbers of steps it exists; None is all.
       why: what a dash in its row means.
+      notes: what is otherwise than in the other rows, by data.
     """
 
     steps: tuple[int, ...] | None = None
     why: str = ""
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 METHODS = {
     "multistep_consistency": Method(),
     "moment_matching": Method(),
-    "moment_matching_instant": Method(),
+    "moment_matching_instant": Method(
+        notes={
+            "mixture": "its teacher is runs/mixture, which was trained: the exact "
+            "denoiser has no second moments"
+        }
+    ),
     "em_distillation": Method(),
     "diff_instruct": Method(),
     "distribution_matching": Method(),
@@ -136,17 +151,16 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
         if not workdir.saved_steps(runs / name):
             trained(words, out / f"{name}.log")
     teacher = runs / next(iter(_TEACHERS[data]))
-    for sampler in ("ddim", "ancestral"):
+    for name, block in _SAMPLERS.items():
         for number in (*steps, LONG):
-            block = {"name": sampler, "num_steps": number}
-            table.add(f"teacher, {sampler}", number, teacher, block)
+            table.add(name, number, teacher, {**block, "num_steps": number})
     failed = False
     for name in methods:
         for number in steps:
             if METHODS[name].steps is None or number in METHODS[name].steps:
                 failed |= not student(table, name, number, runs, overrides)
-        table.write({m: METHODS[m].why for m in methods if METHODS[m].why})
-    table.write({m: METHODS[m].why for m in methods if METHODS[m].why})
+        table.write(methods)
+    table.write(methods)
     print((out / "table.md").read_text())
     print(f"written: {out / 'table.md'}, table.json, table.png")
     return int(failed)
@@ -168,8 +182,7 @@ def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool
     given += [f"objective.num_steps={steps}"] if is_trained_for else []
     given += [word.removeprefix("--config.") for word in overrides]
     try:
-        config_lib.override(config, given)
-        inherit.inherit(config)
+        inherit.override(config, given, folder)
         resolved = config_lib.resolve(config)
         workdir.check(folder, resolved, "auto")
         if not finished(folder, resolved["train"]["num_steps"]):
@@ -201,6 +214,17 @@ def trained(words: list[str], log: pathlib.Path) -> None:
     print(f"  done in {time.perf_counter() - since:.0f} s", flush=True)
 
 
+def digest_of(run: pathlib.Path, step: int) -> str:
+    """Returns 64 hex digits of config and checkpoint: a run made anew has others."""
+    folder = run / "checkpoints" / str(step)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = hashlib.sha256((run / "config.json").read_bytes())
+    for file in files:
+        found.update(f"{file.relative_to(folder)}".encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 class Table:
     """The measurements, each also in a file of its own: none is made twice.
 
@@ -218,14 +242,14 @@ class Table:
 
     def add(self, method: str, steps: int, run: pathlib.Path, sampler: dict) -> None:
         """Measures the newest checkpoint of a run with a sampler."""
-        stem = f"{method}_{steps}".replace(", ", "_")
+        stem = f"{method}_{steps}".replace(", ", "_").replace(" ", "_")
         path = self.folder / f"{stem}.json"
         checkpoints = Checkpoints(run)
         step = checkpoints.steps()[-1]
         config = config_lib.completed(workdir.read_config(run))
         sampler = registry.check("sampler", sampler, "sampler")
         asked = {"run": str(run), "step": step, "sampler": sampler}
-        asked |= {"num_samples": self._num_samples}
+        asked |= {"num_samples": self._num_samples, "digest": digest_of(run, step)}
         found = json.loads(path.read_text()) if path.is_file() else {}
         if found.get("asked") != asked:
             config |= {
@@ -262,11 +286,19 @@ class Table:
                 self.folder / "evaluations" / stem,
             )
 
-    def write(self, reasons: dict[str, str]) -> None:
-        """Writes table.md, table.json and table.png of what there is so far."""
-        text = measures.markdown(self.data, self._rows, reasons, self._real)
+    def write(self, methods: Sequence[str]) -> None:
+        """Writes table.md, table.json and table.png of what there is so far.
+
+        Args:
+          methods: whose dashes and notes are explained.
+        """
+        reasons = {m: METHODS[m].why for m in methods if METHODS[m].why}
+        said = {m: METHODS[m].notes.get(self.data, "") for m in methods}
+        notes = {method: note for method, note in said.items() if note}
+        text = measures.markdown(self.data, self._rows, reasons, self._real, notes)
         (self.folder / "table.md").write_text(text, encoding="utf-8")
-        record = {"rows": self._rows, "real": self._real, "reasons": reasons}
+        record = {"rows": self._rows, "real": self._real}
+        record |= {"reasons": reasons, "notes": notes}
         workdir.write_json(self.folder / "table.json", record)
         shown = measures.picture(self.data, self._rows, self._real)
         pictures.save_png(self.folder / "table.png", shown)

@@ -175,7 +175,11 @@ def seconds_of(rows: Sequence[Mapping], batch: int) -> float:
 
 
 def markdown(
-    data: str, rows: Sequence[Mapping], reasons: Mapping[str, str], real: Mapping
+    data: str,
+    rows: Sequence[Mapping],
+    reasons: Mapping[str, str],
+    real: Mapping,
+    notes: Mapping[str, str],
 ) -> str:
     """Returns a table for each number: a row for each method, a column for each step.
 
@@ -184,6 +188,7 @@ def markdown(
       rows: 'method', 'steps' and 'numbers' each.
       reasons: (method) -> why some of its cells have a dash.
       real: the numbers of data in place of samples.
+      notes: (method) -> what is otherwise than in the other rows; they are marked '*'.
     """
     columns = sorted({row["steps"] for row in rows})
     names = list(dict.fromkeys([*(row["method"] for row in rows), *reasons]))
@@ -195,18 +200,19 @@ def markdown(
         for name in names:
             found = [cells.get((name, steps), {}).get(key) for steps in columns]
             if key != "seconds" or any(value is not None for value in found):
-                lines.append("| " + " | ".join([name, *map(_cell, found)]) + " |")
+                marked = f"{name} \\*" if name in notes else name
+                lines.append("| " + " | ".join([marked, *map(_cell, found)]) + " |")
         if key in real:
             lines.append(
                 f"| data in place of samples: {_cell(real[key])} |"
                 + " |" * len(columns)
             )
         parts.append("\n".join(lines))
-    said = [f"- {name}: {why}" for name, why in reasons.items()]
-    return (
-        "\n\n".join([*parts, *(["\n".join(["A dash:", "", *said])] if said else [])])
-        + "\n"
-    )
+    for mark, said in (("A dash:", reasons), ("\\*:", notes)):
+        if said:
+            lines = [f"- {name}: {why}" for name, why in said.items()]
+            parts.append("\n".join([mark, "", *lines]))
+    return "\n\n".join(parts) + "\n"
 
 
 def _cell(value: float | None) -> str:

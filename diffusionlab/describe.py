@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ def describe(config: Mapping[str, Any]) -> str:
     Args:
       config: resolved.
     """
+    with contextlib.suppress(FileNotFoundError):  # of a run that has started, it may go
+        teachers.check_start(config)
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):

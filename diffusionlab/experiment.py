@@ -104,6 +104,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     test_source = dataclasses.replace(train_source, split="test")
     spec = train_source.spec
     process = registry.build("process", config["process"], "config.process")
+    # Before networks are built: those of a teacher may not fit other data.
+    teacher = _teacher(config, process, spec)
     networks = {
         name: network.as_network(
             registry.build(
@@ -119,7 +121,6 @@ def build(config: Mapping[str, Any]) -> Experiment:
         )
         for name, block in config["networks"].items()
     }
-    teacher = _teacher(config, process, spec)
     objective = registry.build(
         "objective",
         config["objective"],
@@ -173,15 +174,7 @@ def of_run(folder: pathlib.Path, path: str) -> Experiment:
       FileNotFoundError: there is no run, or none with a checkpoint.
       ValueError: its config cannot be built here.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path}: '{folder}' holds no run (there is no config.json); give the "
-            "directory of a trained one."
-        )
-    if not workdir.saved_steps(folder):
-        raise FileNotFoundError(
-            f"{path}: the run in '{folder}' has no checkpoint yet; train it first."
-        )
+    workdir.find_run(folder, path)
     return _of_config(workdir.read_config(folder), f"{path}: the run in '{folder}'")
 
 

@@ -248,7 +248,7 @@ def make_loss(experiment: Experiment, mesh) -> Callable:
     def loss(params, batch, index):
         if experiment.teacher is not None:
             raise ValueError(
-                "config.evals: the loss of the objective "
+                "the loss of the objective "
                 f"'{experiment.config['objective']['name']}' needs its teacher; leave "
                 "out the evaluators that ask for it, such as 'denoising_loss'."
             )

@@ -7,6 +7,7 @@ student says all there is to know. Nothing here imports JAX.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -18,14 +19,62 @@ NETWORK = "denoiser"
 """The network that students and their auxiliary networks share."""
 
 
-def inherit(config: ml_collections.ConfigDict) -> None:
+_INHERITED = ("process", "data.source", f"networks.{NETWORK}")
+
+
+def override(
+    config: ml_collections.ConfigDict,
+    assignments: Iterable[str],
+    folder: pathlib.Path | None = None,
+) -> None:
+    """Applies 'a.b.c=value' in place, and inherits; see `config.override`, `inherit`.
+
+    What a key is inside of may be inherited: such a key is set afterwards.
+
+    Args:
+      config: of a config file.
+      assignments: overrides.
+      folder: the run directory, if there is one: where the teacher's has gone, what a
+        run there inherited from it still counts.
+    """
+    later = []
+    for assignment in assignments:
+        if _is_inherited(config, assignment.partition("=")[0]):
+            later.append(assignment)
+        else:
+            config_lib.override(config, [assignment])
+    has_run = folder and (folder / "config.json").is_file()
+    inherit(config, workdir.read_config(folder) if has_run else {})
+    config_lib.override(config, later)
+
+
+def _is_inherited(config: ml_collections.ConfigDict, path: str) -> bool:
+    """Whether a key is inside of a block that is not there, or not yet whole."""
+    for name in _INHERITED:
+        if path.startswith(f"{name}."):
+            block = config
+            for key in name.split("."):
+                block = block.get(key, {}) if hasattr(block, "get") else {}
+            return "name" not in block
+    return False
+
+
+def inherit(
+    config: ml_collections.ConfigDict, stored: Mapping[str, Any] | None = None
+) -> None:
     """Fills in process, data and network of a config with a teacher, in place.
 
       teacher.config   the config of the run `teacher.run`
       process          the teacher's
       data.source      the teacher's
       networks         the `denoiser` of the run the student starts from; a block
-                       without a name is what differs from it
+                       without a name is what differs from it, and its `conditions`
+                       come after those that are there
+
+    Args:
+      config: of a student, or of a run without a teacher, which stays as it is.
+      stored: config of a run that inherited before: it stands in for the directories
+        that it names, where they have gone.
 
     Raises:
       FileNotFoundError: there is no such run, or none with a checkpoint.
@@ -39,12 +88,12 @@ def inherit(config: ml_collections.ConfigDict) -> None:
                 "--config.teacher=runs/teacher."
             )
         return
-    teacher = read(run, "config.teacher.run")
+    teacher = _read_or_stored("run", run, stored or {})
     start = config.teacher.get("start", "")
     origin, path = teacher, "config.teacher.run"
     if start not in ("", "random"):
         path = "config.teacher.start"
-        origin = read(start, path)
+        origin = _read_or_stored("start", start, stored or {})
     with config.unlocked():
         config.teacher.config = ml_collections.ConfigDict(teacher)
         if "process" not in config:
@@ -60,8 +109,25 @@ def inherit(config: ml_collections.ConfigDict) -> None:
                     f"{path}: '{start or run}' has no network '{NETWORK}' to start "
                     f"from; it has: {', '.join(origin['networks'])}."
                 )
-            block = {**origin["networks"][NETWORK], **dict(own)}
+            theirs = origin["networks"][NETWORK]
+            block = {**theirs, **dict(own)}
+            if "conditions" in own:
+                both = [*theirs.get("conditions", ()), *own["conditions"]]
+                block["conditions"] = tuple(dict.fromkeys(both))
             config.networks[NETWORK] = ml_collections.ConfigDict(block)
+
+
+def _read_or_stored(key: str, run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of the run `teacher.KEY`, or what is stored of it."""
+    try:
+        return read(run, f"config.teacher.{key}")
+    except FileNotFoundError:
+        block = stored.get("teacher", {})
+        if block.get(key) != run:
+            raise
+        if key == "start":
+            return {"networks": stored["networks"]}
+        return config_lib.completed(block["config"])
 
 
 def read(run: str, path: str) -> dict[str, Any]:
@@ -74,14 +140,4 @@ def read(run: str, path: str) -> dict[str, Any]:
     Raises:
       FileNotFoundError: there is no run, or none with a checkpoint.
     """
-    folder = pathlib.Path(run)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path}: '{run}' holds no run (there is no config.json); give the "
-            "directory of a trained one."
-        )
-    if not workdir.saved_steps(folder):
-        raise FileNotFoundError(
-            f"{path}: the run in '{run}' has no checkpoint yet; train it first."
-        )
-    return config_lib.completed(workdir.read_config(folder))
+    return config_lib.completed(workdir.read_config(workdir.find_run(run, path)))

@@ -170,9 +170,10 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> dict:
         config = ml_collections.ConfigDict(workdir.read_config(args.workdir))
     else:
         config = config_lib.load(args.config)
-    config_lib.override(config, overrides)
-    if args.config is not None:
-        inherit.inherit(config)
+    if args.config is None:
+        config_lib.override(config, overrides)
+    else:
+        inherit.override(config, overrides, args.workdir)
     resolved = config_lib.resolve(config)
     if args.mode in ("sample", "eval"):
         stored = workdir.read_config(args.workdir)

@@ -17,8 +17,9 @@ def write(folder: pathlib.Path, tree: Any) -> None:
       WorkdirError: it cannot be written.
     """
     try:
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(folder.resolve(), tree)
+        # The asynchronous one leaves threads behind that keep the program from ending.
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            writer.save(folder.resolve(), args=ocp.args.StandardSave(tree))
     # The library passes on errors of many kinds from its own back ends.
     except Exception as error:
         raise WorkdirError(
@@ -37,8 +38,9 @@ def read(folder: pathlib.Path, tree: Any) -> Any:
       WorkdirError: it cannot be read.
     """
     try:
-        with ocp.StandardCheckpointer() as reader:
-            return reader.restore(folder.resolve(), tree)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            wanted = ocp.args.StandardRestore(tree)
+            return reader.restore(folder.resolve(), args=wanted)
     # As above.
     except Exception as error:
         raise WorkdirError(

@@ -12,22 +12,27 @@ teacher's parameters.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shutil
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from diffusionlab import (
     averages,
     inference,
     multihost,
+    registry,
     restore,
     stored_tree,
     workdir,
 )
+from diffusionlab import config as config_lib
 from diffusionlab import experiment as experiment_lib
 from diffusionlab import state as state_lib
 from diffusionlab.checkpoint import Checkpoints
@@ -36,6 +41,7 @@ from diffusionlab.types import Params
 
 FOLDER = "teacher"
 _SECOND_MOMENT = "second_moment"
+_ADAM = ("adam", "adamw", "nadam", "nadamw", "radam")
 
 
 def abstract(experiment: Experiment, mesh) -> dict[str, Any]:
@@ -60,13 +66,19 @@ def load(experiment: Experiment, mesh, folder: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no copy, and the teacher's directory has gone.
-      ValueError: the teacher has no such step, or no second moments.
-      WorkdirError: the copy is damaged.
+      ValueError: the teacher has no such step, no such average, or no second moments.
+      WorkdirError: the copy is damaged, or has been lost by a run with checkpoints.
     """
     if experiment.teacher is None:
         return {}
     copy = folder / FOLDER
     if not (copy / "about.json").is_file():
+        if workdir.saved_steps(folder):
+            raise workdir.WorkdirError(
+                f"--workdir: '{folder}' has checkpoints, but its copy of the teacher "
+                f"is gone: there is no '{copy / 'about.json'}'; put it back, or give "
+                "another --workdir."
+            )
         return _of_run(experiment, mesh)
     found = stored_tree.read(copy / "params", abstract(experiment, mesh))
     about = workdir.read_json(copy / "about.json")
@@ -106,12 +118,46 @@ def keep(
     multihost.on_main("keep the teacher", write, timeout)
 
 
-def starting(experiment: Experiment, mesh) -> Params | None:
-    """Returns the parameters that students start from; None is random.
+def check_start(config: Mapping[str, Any]) -> None:
+    """Checks the data of `teacher.start`, whose network may not fit any others.
+
+    So it comes before anything is built.
 
     Raises:
       FileNotFoundError: there is no such run.
-      ValueError: it is of another process or other data.
+      ValueError: it is of another process or other data; says in what it differs.
+    """
+    start = (config.get("teacher") or {}).get("start", "")
+    if start in ("", "random"):
+        return
+    path = "config.teacher.start"
+    folder = workdir.find_run(start, path)
+    stored = config_lib.completed(workdir.read_config(folder))
+    whose = f"{path}: the run in '{start}'"
+    other, ours = (
+        types.SimpleNamespace(
+            process=registry.build("process", block["process"], of),
+            spec=registry.build("source", block["data"]["source"], of).spec,
+        )
+        for block, of in ((stored, whose), (config, "config.data.source"))
+    )
+    experiment_lib.check_same(other, ours.process, ours.spec, whose)
+
+
+def starting(
+    experiment: Experiment, mesh, frozen: Mapping[str, Any], folder: pathlib.Path
+) -> Params | None:
+    """Returns the parameters that students start from; None is random.
+
+    Args:
+      experiment: of the student.
+      mesh: where they go.
+      frozen: of the teacher, see `load`.
+      folder: of the student's run, where its copy of the teacher is, if any.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: its network means something else by its inputs or its outputs.
     """
     roles = experiment.objective.roles.values()
     block = experiment.config["teacher"]
@@ -120,18 +166,18 @@ def starting(experiment: Experiment, mesh) -> Params | None:
     if not block["start"]:
         if experiment.teacher is None:
             return None
-        found = _params(experiment, mesh, _ema(experiment))
+        whose = f"config.teacher: the run in '{block['run']}'"
+        _check_network(experiment.teacher, experiment, whose)
+        average, found = _average(experiment), frozen["teacher"]
+        if average != _ema(experiment):
+            about = folder / FOLDER / "about.json"
+            kept = workdir.read_json(about)["step"] if about.is_file() else None
+            found = _params(experiment, mesh, average, kept)
         return found[experiment.teacher.objective.samples_from[0]]
-    folder = pathlib.Path(block["start"])
-    other = experiment_lib.of_run(folder, "config.teacher.start")
-    whose = f"config.teacher.start: the run in '{folder}'"
-    experiment_lib.check_same(other, experiment.process, experiment.spec, whose)
-    theirs, ours = other.process.prediction, experiment.process.prediction
-    if theirs != ours:
-        raise ValueError(
-            f"{whose} has another process.prediction: {theirs} there, {ours} here."
-        )
-    checkpoints = Checkpoints(folder)
+    run = pathlib.Path(block["start"])
+    other = experiment_lib.of_run(run, "config.teacher.start")
+    _check_network(other, experiment, f"config.teacher.start: the run in '{run}'")
+    checkpoints = Checkpoints(run)
     newest = checkpoints.steps()[-1]
     timeout = experiment.checkpoint.barrier_timeout
     step = multihost.all_of("which start", newest, timeout)[0]
@@ -140,26 +186,55 @@ def starting(experiment: Experiment, mesh) -> Params | None:
     return restore.of_roles(other, checkpoints, step, average, mesh, (role,))[role]
 
 
-def _run(experiment: Experiment) -> pathlib.Path:
-    run = pathlib.Path(experiment.config["teacher"]["run"])
-    if not workdir.saved_steps(run):
-        raise FileNotFoundError(
-            f"config.teacher: '{run}' holds no run with a checkpoint; give the "
-            "directory of a trained one."
+def _check_network(other: Experiment, experiment: Experiment, whose: str) -> None:
+    """Raises ValueError unless a network does in both processes what it has learnt."""
+    for name in ("prediction", "scale_input", "sigma_data"):
+        theirs, ours = (
+            getattr(process, name, None)
+            for process in (other.process, experiment.process)
         )
-    return run
+        if theirs != ours:
+            raise ValueError(
+                f"{whose} has another process.{name}: {theirs} there, {ours} here; "
+                "give both the same, or config.teacher.start='random'."
+            )
+
+
+def _run(experiment: Experiment) -> pathlib.Path:
+    return workdir.find_run(experiment.config["teacher"]["run"], "config.teacher.run")
 
 
 def _ema(experiment: Experiment) -> str:
-    if _needs_second_moment(experiment):
-        # They belong to the parameters that Adam moved.
-        return averages.RAW
-    return experiment.config["teacher"]["ema"] or restore.default_ema(
-        experiment.teacher
-    )
+    """Returns which of the teacher's parameters it is asked with.
+
+    Raises:
+      ValueError: the config asks for an average where second moments are needed.
+    """
+    if not _needs_second_moment(experiment):
+        return _average(experiment)
+    asked = experiment.config["teacher"]["ema"]
+    if asked not in ("", averages.RAW):
+        raise ValueError(
+            f"config.teacher.ema: is '{asked}', but the second moments that "
+            "config.objective asks for belong to the parameters that Adam moved; use "
+            f"'{averages.RAW}', or '', where the student starts from the average."
+        )
+    return averages.RAW
 
 
+def _average(experiment: Experiment) -> str:
+    """Returns which of them a student starts from."""
+    asked = experiment.config["teacher"]["ema"]
+    return asked or restore.default_ema(experiment.teacher)
+
+
+@functools.lru_cache(maxsize=1)
 def _step(experiment: Experiment) -> int:
+    """Returns the teacher's step, chosen once per start: its run may go on meanwhile.
+
+    Raises:
+      ValueError: there is no checkpoint of the one that the config asks for.
+    """
     run, step = _run(experiment), experiment.config["teacher"]["step"]
     steps = workdir.saved_steps(run)
     if step is not None and step not in steps:
@@ -172,8 +247,12 @@ def _step(experiment: Experiment) -> int:
     return multihost.all_of("which teacher", newest, timeout)[0]
 
 
-def _params(experiment: Experiment, mesh, ema: str) -> dict[str, Params]:
-    teacher, step = experiment.teacher, _step(experiment)
+def _params(
+    experiment: Experiment, mesh, ema: str, step: int | None = None
+) -> dict[str, Params]:
+    """Restores the teacher's parameters; a `step` of None is that of this start."""
+    teacher = experiment.teacher
+    step = _step(experiment) if step is None else step
     checkpoints, roles = Checkpoints(_run(experiment)), teacher.objective.samples_from
     path = "config.teacher.ema"
     return restore.of_roles(teacher, checkpoints, step, ema, mesh, roles, path)
@@ -191,7 +270,7 @@ def _second_moment(experiment: Experiment, mesh) -> dict[str, Params]:
     """Restores Adam's second moments, without its correction of their bias.
 
     Raises:
-      ValueError: the teacher's optimiser has none.
+      ValueError: the teacher's optimiser has none, or made no step.
     """
     teacher, run = experiment.teacher, _run(experiment)
     roles = teacher.objective.samples_from
@@ -201,14 +280,23 @@ def _second_moment(experiment: Experiment, mesh) -> dict[str, Params]:
         role: optax.tree_utils.tree_get_all_with_path(s, "nu")
         for role, s in part["opt_state"].items()
     }
-    if not all(len(found) == 1 for found in moments.values()):
+    named = all(teacher.optim[role].name in _ADAM for role in roles)
+    if not named or not all(len(found) == 1 for found in moments.values()):
         raise ValueError(
             f"config.teacher: the run in '{run}' was not trained by Adam, whose second "
             "moments config.objective asks for; it was trained by "
             f"'{teacher.optim[roles[0]].name}'."
         )
-    found = Checkpoints(run).restore_part(_step(experiment), part)["opt_state"]
-    return {
+    step = _step(experiment)
+    found = Checkpoints(run).restore_part(step, part)["opt_state"]
+    moments = {
         role: optax.tree_utils.tree_get_all_with_path(found[role], "nu")[0][1]
         for role in roles
     }
+    if not any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moments)):
+        raise ValueError(
+            f"config.teacher: the run in '{run}' was never trained: its checkpoint of "
+            f"step {step} has no second moments, which config.objective asks for; "
+            "train it, or use config.objective.preconditioner='identity'."
+        )
+    return moments

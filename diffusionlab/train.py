@@ -75,6 +75,8 @@ def train(
       NonFiniteError: training diverged.
     """
     workdir.check(folder, config, resume)
+    if is_first := not workdir.saved_steps(folder):
+        teachers.check_start(config)
     experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(experiment.mesh)
     _check_batch(experiment, mesh)
@@ -83,8 +85,8 @@ def train(
     # Everything is built before the directory is claimed: a mistake leaves no trace.
     with jax.set_mesh(mesh):
         frozen, start = teachers.load(experiment, mesh, folder), None
-        if not workdir.saved_steps(folder):
-            start = teachers.starting(experiment, mesh)
+        if is_first:
+            start = teachers.starting(experiment, mesh, frozen, folder)
         steps = compiled.Steps(experiment, mesh, frozen)
         on_pairs, data = pairs.number(experiment.objective) > 0, None
         if not on_pairs:
@@ -103,6 +105,8 @@ def train(
         multihost.on_main("claim the run directory", claim, timeout)
         teachers.keep(experiment, frozen, folder)
         if on_pairs:
+            # What is drawn is kept, part by part.
+            Preemption(timeout).nothing_to_save()
             source = pairs.prepare(experiment, mesh, frozen, folder)
             data = make_batches(experiment, mesh, source)
         return Loop(experiment, mesh, folder, resume, steps, data, start).run()

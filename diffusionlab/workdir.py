@@ -127,6 +127,29 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folders if p.name.isdigit())
 
 
+def find_run(run: str | pathlib.Path, path: str) -> pathlib.Path:
+    """Returns the directory of another run, whose parameters are to be used.
+
+    Args:
+      run: its directory.
+      path: key of the config that names it, for messages.
+
+    Raises:
+      FileNotFoundError: there is no run, or none with a checkpoint.
+    """
+    folder = pathlib.Path(run)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path}: '{run}' holds no run (there is no config.json); give the "
+            "directory of a trained one."
+        )
+    if not saved_steps(folder):
+        raise FileNotFoundError(
+            f"{path}: the run in '{run}' has no checkpoint yet; train it first."
+        )
+    return folder
+
+
 def is_better(value: float, other: float | None, mode: str) -> bool:
     """Whether a value beats another (None: there is no other); NaN never does."""
     if not math.isfinite(value):

@@ -126,8 +126,7 @@ def student(teacher_run):
 
     def resolve(method, *overrides):
         config = config_lib.load(f"{ROOT}/configs/distillation/{method}.py:smoke")
-        config_lib.override(config, [f"teacher={teacher_run}", *overrides])
-        inherit.inherit(config)
+        inherit.override(config, [f"teacher={teacher_run}", *overrides])
         return config_lib.resolve(config)
 
     return resolve

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 import types
 
@@ -95,6 +96,46 @@ def test_seconds_are_those_of_the_steps_also_over_a_restart(table):
     assert measures.seconds_of(rows, batch=8) == pytest.approx(4 + 1)
 
 
+def test_a_run_made_anew_is_measured_again(table, teacher_run, tmp_path, monkeypatch):
+    distillation, _ = table
+    run = tmp_path / "run"
+    shutil.copytree(teacher_run, run)
+    measured = []
+
+    def measure(*given):
+        measured.append(given)
+        return {"distance": 1.0}, {}
+
+    def add():
+        made = distillation.Table("mixture", 100, tmp_path)
+        monkeypatch.setattr(made, "_measured", measure)
+        made.add("teacher, ddim", 1, run, {"name": "ddim", "num_steps": 1})
+
+    for expected in (1, 1):
+        add()
+        assert len(measured) == expected
+    parameters = max(
+        (path for path in (run / "checkpoints" / "10").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    parameters.write_bytes(parameters.read_bytes()[:-1])
+    add()
+    assert len(measured) == 2
+
+
+def test_what_differs_in_a_row_is_a_note(table):
+    distillation, measures = table
+    note = distillation.METHODS["moment_matching_instant"].notes["mixture"]
+    rows = [
+        {"method": name, "steps": 1, "numbers": {"distance": 0.5}}
+        for name in ("moment_matching_instant", "boot")
+    ]
+    notes = {"moment_matching_instant": note}
+    text = measures.markdown("mixture", rows, {}, {}, notes)
+    assert "| moment_matching_instant \\* | 0.5 |" in text and "| boot | 0.5 |" in text
+    assert text.endswith(f"\\*:\n\n- moment_matching_instant: {note}\n")
+
+
 def test_the_table_is_made_once_and_goes_on_where_it_stopped(
     table, teacher_run, tmp_path, capsys
 ):
@@ -120,7 +161,14 @@ def test_the_table_is_made_once_and_goes_on_where_it_stopped(
     assert "| guided | – | – |" in text and "\n- guided: makes one" in text
     record = json.loads((out / "table.json").read_text())
     found = {(row["method"], row["steps"]): row["numbers"] for row in record["rows"]}
-    assert {s for m, s in found if m == "teacher, ancestral"} == {1, 256}
+    for name in ("teacher, ddim", "teacher, ancestral", "teacher, ancestral 0.3"):
+        assert {s for m, s in found if m == name} == {1, 256}
+    gammas = {
+        row["method"]: row["asked"]["sampler"].get("noise_exponent")
+        for row in record["rows"]
+    }
+    assert gammas["teacher, ancestral"] == 0.0
+    assert gammas["teacher, ancestral 0.3"] == 0.3
     assert found["multistep_consistency", 1]["seconds"] > 0
     assert record["real"]["distance"] < 0.05
     assert (out / "table.png").stat().st_size > 10_000

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import ml_collections
 import pytest
@@ -29,6 +30,51 @@ def test_a_block_without_a_name_says_what_differs(student, teacher_run):
     assert config["networks"]["denoiser"] == {**theirs, "conditions": ["s"]}
     other = "networks={'denoiser': {'name': 'gaussian_mixture'}}"
     assert student(METHOD, other)["networks"]["denoiser"]["name"] == "gaussian_mixture"
+
+
+def test_conditions_come_after_those_of_the_network(student, smoke, tmp_path):
+    config = smoke("mixture")
+    config["networks"]["denoiser"]["conditions"] = ["guidance_scale"]
+    (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    more = "networks={'denoiser': {'conditions': ('target_logsnr', 'guidance_scale')}}"
+    found = student(METHOD, f"teacher.start='{tmp_path}'", more)
+    known = ["guidance_scale", "target_logsnr"]
+    assert found["networks"]["denoiser"]["conditions"] == known
+
+
+def test_a_key_inside_of_what_is_inherited_can_be_set(student):
+    words = ["networks.denoiser.width=64", "process.prediction=x"]
+    found = student("boot", *words, "data.source.num_components=5")
+    plain = student("boot")
+    assert found["networks"]["denoiser"] == {
+        **plain["networks"]["denoiser"],
+        "width": 64,
+    }
+    assert found["process"] == {**plain["process"], "prediction": "x"}
+    source = {**plain["data"]["source"], "num_components": 5}
+    assert found["data"]["source"] == source
+    with pytest.raises(ValueError, match="config.proces: there is no such block"):
+        student("boot", "proces.prediction=x")
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_a_run_goes_on_by_its_config_file_when_the_teacher_has_gone(
+    start, student, teacher_run, root, tmp_path
+):
+    gone, run = tmp_path / "gone", tmp_path / "run"
+    shutil.copytree(teacher_run, gone)
+    overrides = [f"teacher={gone}", "networks={'denoiser': {'conditions': ('s',)}}"]
+    overrides += [f"teacher.start='{gone}'"] if start else []
+    config = student(METHOD, *overrides)
+    workdir.claim(run, config, {}, {})
+    shutil.rmtree(gone)
+    words = [f"--config={root}/{FILE}", f"--workdir={run}"]
+    args = main.parser().parse_args(words)
+    assert main._load(args, overrides) == config
+    other = [f"teacher={tmp_path / 'other'}"]
+    with pytest.raises(FileNotFoundError, match="other' holds no run"):
+        main._load(args, other)
 
 
 def test_the_network_is_that_of_the_start(student, smoke, tmp_path):

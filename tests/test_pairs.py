@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -29,20 +32,9 @@ def build(student):
     def make(*overrides):
         built = experiment_lib.build(student("reflow", *overrides))
         mesh = sharding.make_mesh(built.mesh)
-        return built, mesh, teachers.load(built, mesh, workdir_of_nothing)
+        return built, mesh, teachers.load(built, mesh, pathlib.Path("no_such_run"))
 
     return make
-
-
-class _Nothing:
-    def __truediv__(self, name):
-        return self
-
-    def is_file(self):
-        return False
-
-
-workdir_of_nothing = _Nothing()
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +135,26 @@ def test_drawing_goes_on_where_it_was_stopped(built, drawn, tmp_path, monkeypatc
     assert again == ["part_00000064.npy", "part_00000096.npy"]
     assert found._stored.tobytes() == drawn[0]._stored.tobytes()
     assert not list((tmp_path / "pairs").glob("part_*"))
+
+
+def test_sigterm_while_pairs_are_drawn_is_a_preemption(student, tmp_path, monkeypatch):
+    handler, write = signal.getsignal(signal.SIGTERM), pairs._write
+
+    def then_stop(file, array):
+        write(file, array)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pairs, "_write", then_stop)
+    # Without a handler of ours the signal would end the tests.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train.train(student("reflow"), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert stopped.value.code == train.PREEMPTED
+    parts = [path.name for path in (tmp_path / "run" / "pairs").glob("part_*")]
+    assert parts == ["part_00000000.npy"]
 
 
 def test_pairs_that_are_there_are_not_drawn_again(built, drawn, monkeypatch):

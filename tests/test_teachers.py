@@ -15,6 +15,7 @@ from diffusionlab import (
     sharding,
     stored_tree,
     teachers,
+    train,
     workdir,
 )
 from diffusionlab import experiment as experiment_lib
@@ -110,15 +111,74 @@ def test_second_moments_come_with_the_raw_parameters(
     assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(adam.nu))
 
 
+def test_a_student_starts_at_the_average_where_its_teacher_is_raw(
+    built, mesh, average, student, tmp_path
+):
+    asking = asking_for_moments(built)
+    found = teachers.starting(asking, mesh, {"teacher": {}}, tmp_path)
+    equal(found, average["denoiser"])
+    plain = experiment_lib.build(student(METHOD, "teacher.ema='none'"))
+    frozen = teachers.load(asking_for_moments(plain), mesh, tmp_path)
+    found = teachers.starting(asking_for_moments(plain), mesh, frozen, tmp_path)
+    equal(found, frozen["teacher"]["denoiser"])
+
+
+def test_second_moments_of_an_average_are_refused(mesh, student, tmp_path):
+    built = experiment_lib.build(student(METHOD, "teacher.ema='main'"))
+    with pytest.raises(ValueError, match="config.teacher.ema: is 'main', but the sec"):
+        teachers.load(asking_for_moments(built), mesh, tmp_path)
+
+
+# Those of adamax are a maximum; those of rmsprop have no correction of their bias.
+@pytest.mark.parametrize("name", ["sgd", "adamax", "rmsprop"])
 def test_an_optimiser_without_second_moments_is_refused(
+    name, built, mesh, tmp_path, monkeypatch
+):
+    block = dataclasses.replace(built.teacher.optim["denoiser"], name=name, options={})
+    other = dataclasses.replace(built.teacher, optim={"denoiser": block})
+    asking = dataclasses.replace(asking_for_moments(built), teacher=other)
+    monkeypatch.setattr(teachers, "_params", lambda *_: {})
+    with pytest.raises(ValueError, match=f"was not trained by Adam.*by '{name}'"):
+        teachers.load(asking, mesh, tmp_path)
+
+
+def test_a_teacher_that_was_never_trained_has_no_second_moments(
     built, mesh, tmp_path, monkeypatch
 ):
-    block = dataclasses.replace(built.teacher.optim["denoiser"], name="sgd", options={})
-    sgd = dataclasses.replace(built.teacher, optim={"denoiser": block})
-    asking = dataclasses.replace(asking_for_moments(built), teacher=sgd)
-    monkeypatch.setattr(teachers, "_params", lambda *_: {})
-    with pytest.raises(ValueError, match="was not trained by Adam.*by 'sgd'"):
-        teachers.load(asking, mesh, tmp_path)
+    def zeros(self, step, part):
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), part)
+
+    monkeypatch.setattr(Checkpoints, "restore_part", zeros)
+    with pytest.raises(
+        ValueError,
+        match="was never trained: .* step 10 has no second moments.*identity",
+    ):
+        teachers.load(asking_for_moments(built), mesh, tmp_path)
+
+
+def test_a_run_that_has_lost_its_copy_is_refused(built, mesh, tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(workdir.WorkdirError, match="its copy of the teacher is gone"):
+        teachers.load(built, mesh, tmp_path)
+
+
+def test_the_step_is_chosen_once_for_a_start(
+    student, mesh, average, teacher_run, tmp_path
+):
+    run, folder = tmp_path / "teacher_run", tmp_path / "student"
+    shutil.copytree(teacher_run, run)
+    config = student(METHOD, f"teacher={run}")
+    built = asking_for_moments(experiment_lib.build(config))
+    frozen = teachers.load(built, mesh, folder)
+    # The teacher goes on meanwhile; what is here of this checkpoint is only its name.
+    (run / "checkpoints" / "20").mkdir()
+    equal(teachers.starting(built, mesh, frozen, folder), average["denoiser"])
+    teachers.keep(built, frozen, folder)
+    assert json.loads((folder / "teacher" / "about.json").read_text())["step"] == 10
+    # Another start before the first checkpoint: the average of the copy's own step.
+    again = asking_for_moments(experiment_lib.build(config))
+    kept = teachers.load(again, mesh, folder)
+    equal(teachers.starting(again, mesh, kept, folder), average["denoiser"])
 
 
 @pytest.mark.parametrize(
@@ -165,8 +225,10 @@ def test_a_student_is_not_guided_itself(student):
         experiment_lib.build(student(METHOD, guided))
 
 
-def test_a_student_starts_at_the_teacher(built, mesh, average):
-    start = teachers.starting(built, mesh)
+def test_a_student_starts_at_the_teacher(built, mesh, average, tmp_path, monkeypatch):
+    frozen = teachers.load(built, mesh, tmp_path)
+    monkeypatch.setattr(teachers, "_run", None)  # its directory is not looked at again
+    start = teachers.starting(built, mesh, frozen, tmp_path)
     equal(start, average["denoiser"])
     with jax.set_mesh(mesh):
         state = state_lib.init(built, mesh, start)
@@ -186,33 +248,61 @@ def test_a_new_condition_starts_at_its_own(student, mesh, average):
 
 def test_a_student_may_start_anew_or_elsewhere(student, mesh, teacher_run, average):
     built = experiment_lib.build(student(METHOD, "teacher.start='random'"))
-    assert teachers.starting(built, mesh) is None
+    assert teachers.starting(built, mesh, {}, teacher_run) is None
     built = experiment_lib.build(student(METHOD, f"teacher.start='{teacher_run}'"))
-    equal(teachers.starting(built, mesh), average["denoiser"])
+    equal(teachers.starting(built, mesh, {}, teacher_run), average["denoiser"])
 
 
-def test_another_network_cannot_be_the_start(student, mesh):
+def test_another_network_cannot_be_the_start(student, mesh, tmp_path):
     other = "networks={'denoiser': {'width': 8}}"
     built = experiment_lib.build(student(METHOD, other))
-    start = teachers.starting(built, mesh)
+    frozen = teachers.load(built, mesh, tmp_path)
+    start = teachers.starting(built, mesh, frozen, tmp_path)
     with pytest.raises(
         ValueError, match="config.teacher.start: the network .* another"
     ):
         state_lib.create(built, start)
 
 
-def test_a_start_that_predicts_something_else_is_refused(
-    student, mesh, teacher_run, tmp_path
+@pytest.mark.parametrize("start", ["", "another"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("prediction", "'x'", "prediction: v there, x here"),
+        ("scale_input", "True", "scale_input: False there, True here"),
+        ("sigma_data", "0.5", "sigma_data: 1.0 there, 0.5 here"),
+    ],
+)
+def test_a_network_that_means_something_else_is_no_start(
+    start, key, value, message, student, mesh, teacher_run, tmp_path
 ):
-    shutil.copytree(teacher_run, tmp_path / "run")
-    config = workdir.read_config(tmp_path / "run")
-    config["process"]["prediction"] = "eps"
-    workdir.write_json(tmp_path / "run" / "config.json", config)
-    built = experiment_lib.build(student(METHOD, f"teacher.start='{tmp_path / 'run'}'"))
+    start = start and teacher_run
+    other = [f"process.{key}={value}", f"teacher.start='{start}'"]
+    built = experiment_lib.build(student(METHOD, *other))
+    with pytest.raises(ValueError, match=f"has another process.{message}"):
+        teachers.starting(built, mesh, {}, tmp_path)
+    anew = student(METHOD, other[0], "teacher.start='random'")
+    assert teachers.starting(experiment_lib.build(anew), mesh, {}, tmp_path) is None
+
+
+def test_a_start_of_other_data_is_refused_before_networks_are_built(
+    student, smoke, tmp_path
+):
+    images = tmp_path / "images"
+    (images / "checkpoints" / "10").mkdir(parents=True)
+    workdir.write_json(images / "config.json", smoke("digits"))
+    config = student(METHOD, f"teacher.start='{images}'")
     with pytest.raises(
-        ValueError, match="has another process.prediction: eps there, v"
+        ValueError, match=r"config.teacher.start: .* another shape of the data: \(8, 8"
     ):
-        teachers.starting(built, mesh)
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_needs_its_teacher_says_so_once(built, mesh):
+    loss = inference.make_loss(built, mesh)
+    with pytest.raises(ValueError, match="^the loss of the objective 'multistep_con"):
+        loss({}, {}, 0)
 
 
 def test_a_tree_that_cannot_be_written_is_one_line(tmp_path):

@@ -3,8 +3,7 @@
   diffusionlab --config=configs/distillation/distribution_matching_2.py \
     --config.teacher=runs/digits --workdir=runs/digits_distribution_matching_2
 
-The variants 'plain' and 'mixture_plain' are without the discriminator. On the mixture,
-1 step: sliced Wasserstein distance 0.010 where samples without error have 0.006.
+The variants 'plain' and 'mixture_plain' are without the discriminator.
 """
 
 import ml_collections

@@ -11,16 +11,13 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("em_distillation", variant, num_steps=1)
-    first_logsnr = ml_collections.FieldReference(-4.0)
+    common.generator(config, first_logsnr=-4.0)
     config.objective.update(
-        first_logsnr=first_logsnr,
         num_langevin_steps=8,
         gamma_eps=0.16,
         gamma_z=1.6e-5,
         times=dict(name="uniform"),
     )
-    grid = dict(name="from", first_logsnr=first_logsnr)
-    config.sampler.update(name="consistency", grid=grid)
     config.optim = dict(
         student=common.adam(5e-4, 4000, b1=0.0), aux=common.adam(1e-3, 4000, b1=0.0)
     )

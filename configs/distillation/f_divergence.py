@@ -2,9 +2,6 @@
 
   diffusionlab --config=configs/distillation/f_divergence.py \
     --config.teacher=runs/digits --workdir=runs/digits_f_divergence
-
-On the mixture, 1 step: sliced Wasserstein distance 0.010 where samples without error
-have 0.006.
 """
 
 import ml_collections

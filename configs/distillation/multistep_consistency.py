@@ -14,11 +14,15 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("multistep_consistency", variant, num_steps=8)
-    config.train.num_steps = 8000
-    config.objective.update(anneal_steps=6000, last_teacher_steps=256)
-    config.optim.student = common.adam(5e-4, config.train.num_steps)
+    config.train.num_steps = 1000
+    config.objective.update(anneal_steps=800, last_teacher_steps=512)
+    config.optim.student = common.adam(3e-4, 1000)
     if variant == "mixture":
-        # A third of the distance of the other weight for one step, as far for eight.
+        config.train.num_steps = 5000
+        config.objective.update(anneal_steps=4000, last_teacher_steps=256)
+        config.optim.student = common.adam(5e-4, 5000)
+        # One step ends at a third of the distance to the data that the other weight
+        # leaves; for two steps and more it is the other one that is a little nearer.
         config.objective.weight = "snr+1"
     if variant == "smoke":
         common.shrink_student(config)

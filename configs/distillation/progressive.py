@@ -4,7 +4,7 @@
     --config.teacher=runs/digits --workdir=runs/digits_progressive
 
 The teacher of the first round makes `objective.num_steps` 2^`objective.num_rounds`
-steps; training is as long as the rounds take.
+steps; `train.num_steps` is the rounds' number times their length.
 """
 
 import ml_collections
@@ -14,8 +14,7 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("progressive", variant, num_steps=8)
-    rounds = ml_collections.FieldReference(6)
-    steps = ml_collections.FieldReference(1500)
+    rounds, steps = 6, 700 if variant else 1500
     config.objective.update(num_rounds=rounds, steps_per_round=steps)
     config.train.num_steps = rounds * steps
     config.optim.student = common.adam(5e-4, steps)

@@ -2,9 +2,6 @@
 
   diffusionlab --config=configs/distillation/score_identity.py \
     --config.teacher=runs/digits --workdir=runs/digits_score_identity
-
-On the mixture, 1 step: sliced Wasserstein distance 0.021 where samples without error
-have 0.006; it learns slower than distribution matching.
 """
 
 import ml_collections

@@ -1,21 +1,18 @@
 """What distillation objectives share: networks as denoisers, and steps of DDIM.
 
     DDIM_{t->s}(x, z_t) = r z_t + kappa x,   r = sigma_s / sigma_t                  (1)
-    inverse_{t->s}(z_s, z_t) = (z_s - r z_t) / kappa                                (2)
 
 with kappa = alpha_s - alpha_t r. A step to s = 0 ends at clean data: r = 0, kappa = 1.
 
 Every `t` and `s` here is `[B]`. Roles of all objectives: `student` is what samples,
 `aux` what learns the student's samples; the teacher's parameters are an entry of
 `inputs.params`.
-
-Source: Heek, Hoogeboom and Salimans 2024 (arXiv 2403.06807), section 3, for (2).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -24,11 +21,11 @@ import jax.numpy as jnp
 from diffusionlab.guidance.classifier_free import ClassifierFree
 from diffusionlab.objectives.denoising import denoise, loss_by_logsnr
 from diffusionlab.samplers import base as samplers
+from diffusionlab.samplers.consistency import Consistency
 from diffusionlab.types import (
     Array,
     Batch,
     Cond,
-    Metrics,
     Params,
     Prediction,
     Process,
@@ -67,6 +64,13 @@ def check_at_least(objective: Any, minimum: float, *names: str) -> None:
             )
 
 
+def check_word(objective: Any, name: str, accepted: Iterable[str]) -> None:
+    """Raises ValueError where a field is none of the accepted words."""
+    word = getattr(objective, name)
+    if word not in accepted:
+        raise ValueError(f"{name}: expected {' or '.join(accepted)}, got '{word}'.")
+
+
 def check_num_steps(objective: Any, sampler: Any) -> None:
     """Raises ValueError unless the sampler makes the steps that are trained."""
     if sampler.num_steps != objective.num_steps:
@@ -76,9 +80,31 @@ def check_num_steps(objective: Any, sampler: Any) -> None:
         )
 
 
+def check_consistency(sampler: Any) -> None:
+    """Raises ValueError for a sampler that takes every x_hat for an expectation."""
+    if sampler.num_steps > 1 and not isinstance(sampler, Consistency):
+        raise ValueError(
+            f"name: {type(sampler).__name__} with {sampler.num_steps} steps needs "
+            "E[x | z_t], and this student answers with samples; use 'consistency', or "
+            "one step."
+        )
+
+
 def labels(objective: Any, batch: Batch) -> Cond:
     """Returns the part of cond that comes with the data."""
     return {"label": batch["label"]} if objective.spec.num_classes else {}
+
+
+def conditions(objective: Any, t: Array, cond: Cond) -> Cond:
+    """Returns what the network of student or aux is told besides z_t `[B, ...]`.
+
+    Args:
+      t: `[B]`.
+      cond: what it lacks of the teacher's own `cond` is taken from there.
+    """
+    told = getattr(getattr(objective, "teacher", None), "cond", {})
+    told = {name: jnp.full(t.shape, value) for name, value in told.items()}
+    return {**told, **cond, "t": t, "logsnr": objective.process.schedule.logsnr(t)}
 
 
 def apply(
@@ -94,13 +120,11 @@ def apply(
 
     Args:
       objective: has `networks` and `process`.
-      cond: what it lacks of the teacher's own `cond` is taken from there.
+      cond: see `conditions`.
       key: of dropout; None is without.
     """
     net, train = objective.networks[network], key is not None
-    told = getattr(getattr(objective, "teacher", None), "cond", {})
-    told = {name: jnp.full(z_t.shape[:1], value) for name, value in told.items()}
-    cond = {**told, **cond}
+    cond = conditions(objective, jnp.broadcast_to(t, z_t.shape[:1]), cond)
     return denoise(net, objective.process, params, z_t, t, cond, train=train, key=key)
 
 
@@ -128,6 +152,11 @@ def teach(
     return guided(z_t, t, cond)
 
 
+def teacher_evaluations(objective: Any) -> float:
+    """Returns the network evaluations of one answer of the teacher, guided or not."""
+    return 1.0 if objective.guidance_scale == 1.0 else 2.0
+
+
 def predict_student(
     objective: Any, params: Mapping[str, Params], z_t: Array, t: Array, cond: Cond
 ) -> Prediction:
@@ -148,12 +177,6 @@ def ddim(process: Process, x: Array, z_t: Array, t: Array, s: Array) -> Array:
     """Returns z_s of equation 1, `[B, ...]`; z_t itself where s = t."""
     ratio, kappa = (lift(q, z_t.ndim) for q in coefficients(process, t, s))
     return ratio * z_t + kappa * x
-
-
-def inverse_ddim(process: Process, z_s: Array, z_t: Array, t: Array, s: Array) -> Array:
-    """Returns the x that DDIM takes from z_t to z_s; equation 2, s < t."""
-    ratio, kappa = (lift(q, z_t.ndim) for q in coefficients(process, t, s))
-    return (z_s - ratio * z_t) / kappa
 
 
 def mean(x: Array) -> Array:
@@ -184,6 +207,3 @@ def split(key: Array, number: int) -> list[Array]:
 def turns(step: int, aux_steps: int) -> str:
     """Returns the phase of a step: `aux_steps` of 'aux', then one of 'student'."""
     return "student" if step % (aux_steps + 1) == aux_steps else "aux"
-
-
-Loss = Callable[[Mapping[str, Params], Any], tuple[Array, Metrics]]

@@ -14,14 +14,13 @@ def check(objective: Any, name: str) -> None:
     """Raises ValueError unless the student's network makes use of cond[name].
 
     Args:
-      objective: has `networks` and `spec`.
+      objective: has `networks`, `process`, `spec` and `teacher`.
       name: of the number, `[B]`.
     """
     network, spec = objective.networks[base.NETWORK], objective.spec
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
-    cond = {"t": number, "logsnr": number}
-    if spec.num_classes:
-        cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+    label = base.labels(objective, {"label": jnp.zeros(1, jnp.int32)})
+    cond = jax.eval_shape(lambda t: base.conditions(objective, t, label), number)
     z_t = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0))
 

@@ -39,7 +39,6 @@ import jax.numpy as jnp
 from diffusionlab.distillation import base, levels
 from diffusionlab.samplers import base as samplers
 from diffusionlab.samplers import grids
-from diffusionlab.samplers.consistency import Consistency
 from diffusionlab.types import (
     Array,
     Cond,
@@ -176,16 +175,6 @@ def _reference(objective: Any, inputs: Inputs) -> Params:
     return jax.lax.stop_gradient(inputs.ema[name]["student"])
 
 
-def check_consistency(sampler: Any) -> None:
-    """Raises ValueError for a sampler that takes every x_hat for an expectation."""
-    if sampler.num_steps > 1 and not isinstance(sampler, Consistency):
-        raise ValueError(
-            f"name: {type(sampler).__name__} with {sampler.num_steps} steps needs "
-            "E[x | z_t], and a consistency model answers with samples; use "
-            "'consistency', or one step."
-        )
-
-
 def _check(objective: Any) -> None:
     base.check_at_least(objective, 0, "huber_scale")
     if objective.level_std <= 0:
@@ -263,7 +252,7 @@ class ConsistencyDistillation:
     @property
     def evaluations(self) -> Mapping[str, float]:
         calls = 2.0 if self.solver == "heun" else 1.0
-        return {"train": 4.0 + calls * (2.0 if self.guidance_scale != 1.0 else 1.0)}
+        return {"train": 4.0 + calls * base.teacher_evaluations(self)}
 
     def phase(self, step: int) -> str:
         """Returns 'train' for every step."""
@@ -271,7 +260,7 @@ class ConsistencyDistillation:
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it is for consistency models, from a trained t."""
-        check_consistency(sampler)
+        base.check_consistency(sampler)
         first = float(_table(self, (self.num_levels,)).stops[0, 0])
         levels.check_start(self, sampler, first)
 
@@ -368,7 +357,7 @@ class ConsistencyTraining:
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it is for consistency models, from a trained t."""
-        check_consistency(sampler)
+        base.check_consistency(sampler)
         if self.pairs == "grid":
             first = float(_table(self, self._curriculum.counts).stops[:, 0].max())
             levels.check_start(self, sampler, first)

@@ -40,7 +40,6 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlab.distillation import base
-from diffusionlab.distillation.consistency import check_consistency
 from diffusionlab.types import (
     Array,
     Cond,
@@ -170,8 +169,8 @@ class ContinuousConsistency:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        taught = 2.0 if self.guidance_scale != 1.0 else 1.0
-        return {"train": 4.0 + (taught if self.mode == "distillation" else 0.0)}
+        calls = 1.0 if self.mode == "distillation" else 0.0
+        return {"train": 4.0 + calls * base.teacher_evaluations(self)}
 
     def phase(self, step: int) -> str:
         """Returns 'train' for every step."""
@@ -179,7 +178,7 @@ class ContinuousConsistency:
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it is for consistency models, or of one step."""
-        check_consistency(sampler)
+        base.check_consistency(sampler)
 
     def loss(
         self, params: Mapping[str, Params], inputs: Inputs

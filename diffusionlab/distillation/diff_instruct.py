@@ -96,7 +96,7 @@ class DiffInstruct:
     @property
     def evaluations(self) -> Mapping[str, float]:
         student = fake_score.student_evaluations(self)
-        compared = fake_score.teacher_evaluations(self) + 1
+        compared = base.teacher_evaluations(self) + 1
         return {"aux": self.num_steps + 3.0, "student": student + compared}
 
     def phase(self, step: int) -> str:

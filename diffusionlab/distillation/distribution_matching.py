@@ -165,7 +165,7 @@ class DistributionMatching:
     @property
     def evaluations(self) -> Mapping[str, float]:
         student = fake_score.student_evaluations(self)
-        compared = fake_score.teacher_evaluations(self) + 1
+        compared = base.teacher_evaluations(self) + 1
         pairs = 3 if self.regression_weight else 0
         return {"aux": self.num_steps + 3.0, "student": student + compared + pairs}
 

@@ -67,9 +67,8 @@ def check_head(objective: Any) -> None:
     net, head = (objective.networks[name] for name in (base.NETWORK, HEAD))
 
     def logits(key):
-        cond = {"t": jnp.zeros(1), "logsnr": jnp.zeros(1)}
-        if objective.spec.num_classes:
-            cond["label"] = jnp.zeros(1, jnp.int32)
+        label = base.labels(objective, {"label": jnp.zeros(1, jnp.int32)})
+        cond = base.conditions(objective, jnp.zeros(1), label)
         z = jnp.zeros((1, *objective.spec.shape))
         _, features = net.features(net.init(key), z, cond)
         return head.apply(head.init(key), features, cond)
@@ -94,7 +93,7 @@ def ask(
       prediction: `raw` as (x, eps).
       logits: D, `[B]`.
     """
-    process, told = objective.process, fake_score.conditions(objective, t, cond)
+    process, told = objective.process, base.conditions(objective, t, cond)
     net, head = (objective.networks[name] for name in (base.NETWORK, HEAD))
     seen = process.network_input(z_t, t)
     raw, features = net.features(params["aux"], seen, told)
@@ -196,7 +195,7 @@ def evaluations(objective: Any) -> Mapping[str, float]:
     """Returns network evaluations by phase; the head's own are not counted."""
     head = HEAD in objective.roles
     student = fake_score.student_evaluations(objective)
-    compared = fake_score.teacher_evaluations(objective) + (2 if head else 1)
+    compared = base.teacher_evaluations(objective) + (2 if head else 1)
     return {
         "aux": objective.num_steps + (6.0 if head else 3.0),
         "student": student + compared,

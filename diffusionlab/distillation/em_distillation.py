@@ -262,7 +262,7 @@ class EmDistillation:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        scores = fake_score.teacher_evaluations(self) + 1
+        scores = base.teacher_evaluations(self) + 1
         step = scores + (2 if self.gamma_z else 0)
         found = {"aux": self.num_steps + 3.0}
         for number in self._numbers():

@@ -107,11 +107,6 @@ def error(objective: Any, x: Array, eps: Array, raw: Array, t: Array) -> Array:
     return weight * denoising_error(process, x, eps, raw, t)
 
 
-def conditions(objective: Any, t: Array, cond: Cond) -> Cond:
-    """Returns what a network is told besides z_t `[B, ...]`."""
-    return {**cond, "t": t, "logsnr": objective.process.schedule.logsnr(t)}
-
-
 def loss(
     objective: Any, params: Mapping[str, Params], inputs: Inputs
 ) -> tuple[Array, Metrics]:
@@ -131,7 +126,7 @@ def loss(
     raw = objective.networks[base.NETWORK].apply(
         params["aux"],
         process.network_input(z_t, t),
-        conditions(objective, t, cond),
+        base.conditions(objective, t, cond),
         train=True,
         key=keys[3],
     )
@@ -169,8 +164,3 @@ def report(
 def student_evaluations(objective: Any) -> float:
     """Returns the network evaluations of a student's sample with its gradient."""
     return 3.0 + (objective.num_steps - 1)
-
-
-def teacher_evaluations(objective: Any) -> float:
-    """Returns the network evaluations of one answer of the teacher."""
-    return 1.0 if objective.guidance_scale == 1.0 else 2.0

@@ -187,13 +187,6 @@ def weight(name: str, schedule: Schedule, t: Array) -> Array:
     return WEIGHTS[name](schedule.logsnr(t))
 
 
-def check_word(objective: Any, name: str, accepted: Any) -> None:
-    """Raises ValueError where a field is none of the accepted words."""
-    word = getattr(objective, name)
-    if word not in accepted:
-        raise ValueError(f"{name}: expected {' or '.join(accepted)}, got '{word}'.")
-
-
 def check_sampler(objective: Any, sampler: Any) -> None:
     """Raises ValueError unless the sampler is DDIM, in the steps that are trained."""
     base.check_num_steps(objective, sampler)

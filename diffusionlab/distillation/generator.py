@@ -69,8 +69,9 @@ def check(objective: Any) -> None:
 
 
 def check_sampler(objective: Any, sampler: Any) -> None:
-    """Raises ValueError unless the sampler starts its steps where they were trained."""
+    """Raises ValueError unless the sampler makes equation 1 at the times trained."""
     base.check_num_steps(objective, sampler)
+    base.check_consistency(sampler)
     with jax.ensure_compile_time_eval():
         found = jnp.asarray(sampler.times(objective.process.schedule))
         same = jnp.allclose(found, times(objective), atol=1e-6)

@@ -13,7 +13,9 @@ and no weight ever overflows.
 
 This is the first stage. The second one, fewer steps, is any method with this student's
 run as its teacher, `progressive` in the paper: a teacher told no w takes
-`sample_guidance_scale`, and its student's network is told the same.
+`sample_guidance_scale`, and its student's network is told the same. Two things of the
+paper are not here: there w is drawn in the second stage, too, and stays an input of the
+few-step student, where ours is fixed; and its stochastic N-step sampler.
 
 Source: Meng et al. 2023 (arXiv 2210.03142), section 3.1 and appendix B.
 """

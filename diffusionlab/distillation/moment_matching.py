@@ -91,8 +91,8 @@ def check(objective: Any) -> None:
     base.require_teacher(objective.teacher)
     base.check_guidance(objective)
     base.check_at_least(objective, 1, "num_steps")
-    check_word(objective, "times_option", ("continuous", "grid"))
-    check_word(objective, "renoising", ("posterior", "independent"))
+    base.check_word(objective, "times_option", ("continuous", "grid"))
+    base.check_word(objective, "renoising", ("posterior", "independent"))
     if not 0 < objective.posterior_noise <= 1:
         raise ValueError(
             "posterior_noise: must be above 0 and at most 1, as nothing is learned "
@@ -105,13 +105,6 @@ def check(objective: Any) -> None:
             f"weighting.sigma_data: is {told}, but the process has {known}; give both "
             "the same number."
         )
-
-
-def check_word(objective: Any, name: str, accepted: tuple[str, ...]) -> None:
-    """Raises ValueError where a field is none of the accepted words."""
-    word = getattr(objective, name)
-    if word not in accepted:
-        raise ValueError(f"{name}: expected {' or '.join(accepted)}, got '{word}'.")
 
 
 def check_sampler(objective: Any, sampler: Any) -> None:
@@ -297,7 +290,7 @@ class MomentMatching:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        teacher = 1.0 if self.guidance_scale == 1.0 else 2.0
+        teacher = base.teacher_evaluations(self)
         return {
             "aux": 1.0 + 3.0 + teacher * self.average_targets,
             "student": 3.0 + 1.0 + teacher,

@@ -88,7 +88,8 @@ class MomentMatchingInstant:
         `MomentMatching`. The guided combination is differentiated; data are no
         stationary point of it.
       preconditioner: Lambda; 'adam' takes the second moments of the teacher's Adam, and
-        with them the raw parameters; 'identity' is for a teacher without.
+        with them the raw parameters, while the student starts from their average;
+        'identity' is for a teacher without.
 
     Raises:
       ValueError: as `MomentMatching`; when traced, a batch of an odd number.
@@ -113,7 +114,7 @@ class MomentMatchingInstant:
 
     def __post_init__(self):
         moment_matching.check(self)
-        moment_matching.check_word(self, "preconditioner", ("adam", "identity"))
+        base.check_word(self, "preconditioner", ("adam", "identity"))
 
     @property
     def needs_second_moment(self) -> bool:
@@ -129,7 +130,7 @@ class MomentMatchingInstant:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        teacher = 1.0 if self.guidance_scale == 1.0 else 2.0
+        teacher = base.teacher_evaluations(self)
         return {"train": 0.5 * (1.0 + 3.0 * teacher) + 0.5 * (3.0 + 3.0 * teacher)}
 
     def phase(self, step: int) -> str:

@@ -123,9 +123,9 @@ class MultistepConsistency:
     check_sampler = fine_steps.check_sampler
 
     def __post_init__(self):
-        fine_steps.check_word(self, "mode", ("distillation", "training"))
-        fine_steps.check_word(self, "reduction", tuple(REDUCTIONS))
-        fine_steps.check_word(self, "weight", ("sqrt(snr+1)", "snr+1"))
+        base.check_word(self, "mode", ("distillation", "training"))
+        base.check_word(self, "reduction", tuple(REDUCTIONS))
+        base.check_word(self, "weight", ("sqrt(snr+1)", "snr+1"))
         if self.mode == "distillation":
             base.require_teacher(self.teacher)
             base.check_guidance(self)
@@ -160,8 +160,8 @@ class MultistepConsistency:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        taught = 0.0 if self.mode == "training" else 1.0
-        return {"train": 4.0 + taught * (1.0 if self.guidance_scale == 1.0 else 2.0)}
+        calls = 0.0 if self.mode == "training" else 1.0
+        return {"train": 4.0 + calls * base.teacher_evaluations(self)}
 
     def phase(self, step: int) -> str:
         """Returns 'train' for every step."""

@@ -98,7 +98,7 @@ class Progressive:
         base.check_guidance(self)
         base.check_at_least(self, 1, "num_steps", "num_rounds", "steps_per_round")
         base.check_at_least(self, 0, "xvar_frac")
-        fine_steps.check_word(self, "weight", ("truncated_snr", "snr+1"))
+        base.check_word(self, "weight", ("truncated_snr", "snr+1"))
         fine_steps.check_prediction(self)
 
     @property
@@ -115,8 +115,8 @@ class Progressive:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        guided = 1.0 if self.guidance_scale == 1.0 else 2.0
-        return {"first": 3.0 + 2.0 * guided, "later": 5.0}
+        taught = 2.0 * base.teacher_evaluations(self)
+        return {"first": 3.0 + taught, "later": 5.0}
 
     def phase(self, step: int) -> str:
         """Returns 'first' in the first round and 'later' after it."""

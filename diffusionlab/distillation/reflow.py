@@ -153,7 +153,7 @@ class Reflow:
         raw = self.networks[base.NETWORK].apply(
             params["student"],
             self.process.network_input(z_t, t),
-            {**cond, "t": t, "logsnr": schedule.logsnr(t)},
+            base.conditions(self, t, cond),
             train=True,
             key=keys[_DROPOUT],
         )

@@ -120,7 +120,7 @@ class ScoreIdentity:
     @property
     def evaluations(self) -> Mapping[str, float]:
         student = fake_score.student_evaluations(self)
-        compared = 2 * fake_score.teacher_evaluations(self) + 2
+        compared = 2 * base.teacher_evaluations(self) + 2
         return {"aux": self.num_steps + 3.0, "student": student + compared}
 
     @property

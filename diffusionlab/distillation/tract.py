@@ -108,7 +108,7 @@ class Tract:
         base.require_teacher(self.teacher)
         base.check_guidance(self)
         base.check_at_least(self, 1, "num_steps", "steps_per_phase")
-        fine_steps.check_word(self, "weight", ("truncated_snr", "snr+1"))
+        base.check_word(self, "weight", ("truncated_snr", "snr+1"))
         fine_steps.check_prediction(self)
         for before, after in itertools.pairwise(self.step_counts):
             if after < 1 or before % after:
@@ -139,8 +139,7 @@ class Tract:
 
     @property
     def evaluations(self) -> Mapping[str, float]:
-        guided = 1.0 if self.guidance_scale == 1.0 else 2.0
-        return {"first": 4.0 + guided, "later": 5.0}
+        return {"first": 4.0 + base.teacher_evaluations(self), "later": 5.0}
 
     def phase(self, step: int) -> str:
         """Returns 'first' in the first phase of TRACT and 'later' after it."""

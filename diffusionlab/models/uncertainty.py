@@ -2,8 +2,9 @@
 
     u(logsnr) = w' features(logsnr) + b                                             (1)
 
-with the features of `layers.fourier_features`. It is trained by the denoising objective
-with `learned_weighting`, and used for nothing else.
+with the features of `layers.fourier_features`. The denoising objective trains it
+with `learned_weighting`, and `continuous_consistency` always; it is used for nothing
+else.
 
 Source: Karras et al. 2024 (arXiv 2312.02696), equations 14 to 16; theirs are random
 features with a linear layer as here.

@@ -11,6 +11,7 @@ from diffusionlab.distillation import generator
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.samplers import base, grids
 from diffusionlab.samplers.consistency import Consistency
+from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.types import Network
 
@@ -113,6 +114,9 @@ def test_the_sampler_has_to_start_where_the_generator_does():
         generator.check_sampler(objective, Consistency(num_steps=3, grid=grid))
     with pytest.raises(ValueError, match=r"grid: .*'name': 'from', 'first_logsnr': -3"):
         generator.check_sampler(objective, Consistency(num_steps=2))
+    with pytest.raises(ValueError, match="^name: Ddim with 2 steps .*'consistency'"):
+        generator.check_sampler(objective, Ddim(num_steps=2, grid=grid))
+    generator.check_sampler(make(1), Ddim(num_steps=1, grid=grid))
     with pytest.raises(ValueError, match="^first_logsnr: must be between the ends"):
         generator.check(make(1, first_logsnr=-99.0))
     with pytest.raises(ValueError, match="num_steps: must be at least 1"):

@@ -118,6 +118,46 @@ def test_one_step_student_reaches_the_standard_deviation_at_every_s(
         np.testing.assert_allclose(found, sign * 0.5, atol=1e-3)
 
 
+def with_best_aux(objective, x, a, s, c):
+    """Returns the gradient of a student of one step whose aux is always right."""
+    inputs = see(x, a, sum(moments(a, 1.0, s, c)) / 2)
+    loss = lambda p: objective.student_loss({"student": p}, inputs)[0]  # noqa: E731
+    return jax.grad(loss)(slope(a))["a"]
+
+
+def test_zero_is_an_unstable_fixed_point_of_one_step(monkeypatch):
+    s, c = 0.5, 0.5
+    x, noise = draws(c)
+    replace_noise(monkeypatch, noise)
+    replace_times(monkeypatch, 1.0, s)
+    objective = make(c, num_steps=1)
+    low, zero, high, higher = (
+        float(with_best_aux(objective, x, a, s, c)) for a in (-0.01, 0.0, 0.01, 0.02)
+    )
+    assert abs(zero) < 1e-6
+    assert high < -1e-3 and low > 1e-3
+    np.testing.assert_allclose(higher / high, 2, rtol=0.01)
+
+
+@pytest.mark.parametrize("start", [0.3, 3.0])
+def test_students_come_from_both_sides_and_keep_their_sign(monkeypatch, start):
+    s, c = 0.5, 0.5
+    x, noise = draws(c)
+    replace_noise(monkeypatch, noise)
+    replace_times(monkeypatch, 1.0, s)
+    objective = make(c, num_steps=1)
+
+    def body(a, _):
+        a -= 0.1 * with_best_aux(objective, x, a, s, c)
+        return a, a
+
+    for sign in (1, -1):
+        begin = jnp.float32(sign * start * c)
+        end, path = jax.lax.scan(body, begin, None, length=400)
+        np.testing.assert_allclose(end, sign * c, atol=1e-3)
+        assert np.all(sign * path > 0)
+
+
 def test_one_pair_of_times_has_the_root_of_its_moments(monkeypatch):
     t, s, c = 0.75, 0.5, 0.5
     gap = lambda a: np.subtract(*moments(a, t, s, c))  # noqa: E731

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from diffusionlab import main, train
+from diffusionlab import experiment, main, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 METHODS = sorted(
@@ -15,6 +15,37 @@ METHODS = sorted(
     for path in ROOT.glob("configs/distillation/*.py")
     if path.name != "__init__.py"
 )
+
+
+# method -> overrides, and the step before which the student changes what it does.
+CHANGES = {
+    "progressive": (("objective.steps_per_round=3",), 3),
+    "em_distillation": (("objective.langevin_schedule=((0, 0), (3, 2))",), 3),
+}
+BARE = ("evals={}", "logging.samples_every=0", "logging.tensorboard=False")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CHANGES)
+def test_a_restart_where_a_method_changes_leaves_no_trace(
+    method, student, contents, same, tmp_path, monkeypatch
+):
+    overrides, step = CHANGES[method]
+    config = student(method, *BARE, *overrides, "train.num_steps=4")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train.train(config, whole) == train.DONE
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Preemption, "reached", lambda self, now: now == step)
+        assert train.train(config, broken) == train.PREEMPTED
+    assert train.train(config, broken) == train.DONE
+    assert same(contents(config, whole, 4), contents(config, broken, 4))
+    objective = experiment.build(config).objective
+    if hasattr(objective, "transition"):
+        assert objective.transition(step) == "halve"
+    else:
+        # Odd steps are the student's.
+        before, after = (objective.phase(now) for now in (step - 2, step))
+        assert (before, after) == ("student_0", "student_2")
 
 
 @pytest.mark.parametrize("method", METHODS)

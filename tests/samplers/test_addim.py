@@ -100,6 +100,17 @@ def test_the_full_posterior_variance_overshoots(share, variance, known):
         assert found == pytest.approx(expected, abs=6e-5)
 
 
+@pytest.mark.parametrize(("share", "known"), [(0.75, 1.069), (None, None)])
+def test_the_variance_tends_to_that_of_the_data(share, known):
+    rule = {} if share is None else {"numerator": share, "offset": 1.0}
+    numbers = (64, 256, 1280)
+    found = [ratio(Addim(num_steps=1, **rule), number, 1.0) for number in numbers]
+    excess = np.array(found) - 1
+    assert np.all(excess > 0) and np.all(excess[1:] < 0.9 * excess[:-1])
+    if known is not None:
+        assert found[-1] == pytest.approx(known, abs=6e-4)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "unit", "quarter"),
     [
