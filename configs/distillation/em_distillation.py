@@ -13,15 +13,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("em_distillation", variant, num_steps=1)
     common.generator(config, first_logsnr=-4.0)
     config.objective.update(
-        num_langevin_steps=8,
-        gamma_eps=0.16,
-        gamma_z=1.6e-5,
-        times=dict(name="uniform"),
+        num_langevin_steps=2, gamma_eps=0.16, gamma_z=1.6e-5, times=dict(name="uniform")
     )
+    student, aux, rest, num_steps = 2e-4, 5e-4, 1e-4, 1200
+    config.ema.main.decay = 0.99
+    if variant:
+        student, aux, rest, num_steps = 5e-4, 1e-3, 0.0, 8000
+        config.objective.num_langevin_steps = 8
+        config.ema.main.decay = 0.999
+    config.train.num_steps = num_steps
     config.optim = dict(
-        student=common.adam(5e-4, 4000, b1=0.0), aux=common.adam(1e-3, 4000, b1=0.0)
+        student=common.adam(student, num_steps // 2, b1=0.0),
+        aux=common.adam(aux, num_steps // 2, b1=0.0),
     )
-    config.train.num_steps = 8000
+    config.optim.aux.learning_rate.final_value = rest
     if variant == "smoke":
         common.shrink_student(config)
     return config

@@ -17,18 +17,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         num_steps=config.objective.get_ref("num_steps"),
         noise_exponent=0.0,
     )
-    # The auxiliary network has to keep up with the student.
-    rates = dict(student=1e-4, aux=2e-4)
-    config.train.num_steps = 4000
-    if variant != "":
-        rates = dict(student=1e-3, aux=5e-3)
-        config.train.num_steps = 12_000
-        # w = min(SNR, 10,000): unbounded, the least noise has most of the gradient.
-        config.objective.weighting = dict(name="min_snr", gamma=10_000.0)
-    updates = config.train.num_steps // 2
-    config.optim = {role: common.adam(rates[role], updates, b1=0.0) for role in rates}
-    # It learns on while the student comes to rest: what it lags behind is bias.
-    config.optim.aux.learning_rate.final_value = rates["aux"] / 5
+    # The auxiliary network has to keep up with the student, and learns on while that
+    # comes to rest: what it lags behind is bias.
+    student, aux, rest, num_steps = 2e-4, 5e-4, 1e-4, 1600
+    if variant:
+        student, aux, rest, num_steps = 1e-3, 3e-3, 1e-3, 12_000
+        # w = min(SNR, 50,000): unbounded, the least noise has most of the gradient.
+        config.objective.weighting = dict(name="min_snr", gamma=50_000.0)
+    config.train.num_steps = num_steps
+    updates = num_steps // 2
+    config.optim = dict(
+        student=common.adam(student, updates, b1=0.0),
+        aux=common.adam(aux, updates, b1=0.0),
+    )
+    config.optim.aux.learning_rate.final_value = rest
     for block in config.optim.values():
         block.options.eps = 1e-12
     if variant == "smoke":
