@@ -85,7 +85,9 @@ def setting(monkeypatch):
             ema={n: dict.fromkeys(kept, {}) for n in POWERS},
         )
         monkeypatch.setattr(restore.state_lib, "abstract", lambda *_: state)
-        return types.SimpleNamespace(objective=Alternating(), ema=POWERS, references=())
+        return types.SimpleNamespace(
+            objective=Alternating(), ema=POWERS, references=(), teacher=None
+        )
 
     return make
 

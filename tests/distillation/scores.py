@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import toys
 
 from diffusionlab.schedules.times import Uniform
 from diffusionlab.types import DataSpec, Inputs, Network, Teacher
-from tests.distillation import costs, toys
 
 C, SIZE = 0.8, 8
 

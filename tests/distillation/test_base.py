@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
 
 from diffusionlab.distillation import base
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.types import DataSpec, Prediction, Teacher
-from tests.distillation import tables
 
 PROCESSES = {
     "whole": tables.PROCESS,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from diffusionlab.distillation.diff_instruct import DiffInstruct
 from diffusionlab.distillation.em_distillation import EmDistillation
-from tests.distillation import scores
 
 make = functools.partial(scores.make, DiffInstruct)
 

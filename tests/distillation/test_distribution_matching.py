@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from configs.distillation import distribution_matching, distribution_matching_2
 from diffusionlab.distillation import base, fake_score, generator
@@ -14,7 +15,6 @@ from diffusionlab.distillation.distribution_matching import (
     surrogate,
 )
 from diffusionlab.samplers.ddim import Ddim
-from tests.distillation import scores
 
 C = scores.C
 PAIRS = dict(regression_weight=0.25, sampler=Ddim(num_steps=4))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from diffusionlab.distillation import base, fake_score, generator
 from diffusionlab.distillation.distribution_matching import DistributionMatching
@@ -18,7 +19,6 @@ from diffusionlab.models.network import as_network
 from diffusionlab.samplers.base import solve
 from diffusionlab.samplers.consistency import Consistency
 from diffusionlab.types import DataSpec, Prediction
-from tests.distillation import scores
 
 C = scores.C
 

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
+import toys
 from scipy import linalg
 
 from diffusionlab.distillation import em_distillation, generator
 from diffusionlab.distillation.em_distillation import CANCELLATIONS, EmDistillation
-from tests.distillation import scores, toys
 
 GAMMA = 0.16
 HALF = 0.5**0.5  # alpha and sigma at t = 1/2

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scores
+import toys
 from scipy import stats
 
 from diffusionlab.distillation.em_distillation import EmDistillation
 from diffusionlab.models import analytic
 from diffusionlab.types import DataSpec, Network, Prediction, Teacher
-from tests.distillation import scores, toys
 
 MODES = jnp.float32([[-2.0], [2.0]])
 QUANTILES = stats.norm.ppf((np.arange(64) + 0.5) / 64)[:, None].astype(np.float32)

@@ -2,10 +2,12 @@
 
 import functools
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from diffusionlab.distillation import em_distillation
 from diffusionlab.distillation.diff_instruct import DiffInstruct
@@ -13,7 +15,6 @@ from diffusionlab.distillation.em_distillation import Chain, EmDistillation
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.types import Teacher
-from tests.distillation import costs, scores
 
 make = functools.partial(scores.make, EmDistillation)
 NET = costs.wide(8, 2)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from diffusionlab.distillation.distribution_matching_2 import DistributionMatching2
 from diffusionlab.distillation.f_divergence import (
@@ -12,7 +13,6 @@ from diffusionlab.distillation.f_divergence import (
     density_ratio,
     weight,
 )
-from tests.distillation import scores
 
 C = scores.C
 # The functions f of E_student[f(p_teacher / p_student)].

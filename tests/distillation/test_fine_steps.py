@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
 
 from diffusionlab.distillation import base, fine_steps
 from diffusionlab.processes.gaussian import Gaussian
@@ -13,7 +14,6 @@ from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.types import Prediction
-from tests.distillation import tables
 
 PROCESS = tables.PROCESS
 

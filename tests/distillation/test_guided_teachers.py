@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from diffusionlab.distillation import base
 from diffusionlab.distillation.boot import TARGET, Boot
@@ -16,7 +17,6 @@ from diffusionlab.distillation.reflow import Reflow
 from diffusionlab.distillation.score_identity import ScoreIdentity
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.types import DataSpec, Network
-from tests.distillation import scores
 
 SCALE = "guidance_scale"
 TEACHER = scores.TEACHER._replace(cond={SCALE: 3.0})

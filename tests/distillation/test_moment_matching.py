@@ -1,9 +1,19 @@
 """Moment matching: its step, its times, where gradients flow, cost and errors."""
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
+from moments import (
+    PROCESS,
+    draws,
+    replace_noise,
+    replace_times,
+    slope,
+    tanh,
+)
 
 from diffusionlab.distillation import moment_matching
 from diffusionlab.distillation.moment_matching import MomentMatching
@@ -15,15 +25,6 @@ from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.samplers.consistency import Consistency
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.types import DataSpec, Prediction, Teacher
-from tests.distillation import costs, toys
-from tests.distillation.moments import (
-    PROCESS,
-    draws,
-    replace_noise,
-    replace_times,
-    slope,
-    tanh,
-)
 
 
 def make(c=0.5, network=None, **fields):

@@ -2,17 +2,13 @@
 
 import dataclasses
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from diffusionlab.distillation import base, moment_matching
-from diffusionlab.distillation.moment_matching_instant import MomentMatchingInstant
-from diffusionlab.objectives import weightings
-from diffusionlab.types import DataSpec, Prediction, Teacher
-from tests.distillation import costs, toys
-from tests.distillation.moments import (
+import toys
+from moments import (
     PROCESS,
     draws,
     moments,
@@ -24,6 +20,11 @@ from tests.distillation.moments import (
     tanh,
     total,
 )
+
+from diffusionlab.distillation import base, moment_matching
+from diffusionlab.distillation.moment_matching_instant import MomentMatchingInstant
+from diffusionlab.objectives import weightings
+from diffusionlab.types import DataSpec, Prediction, Teacher
 
 
 def linear(params, z, t, cond):

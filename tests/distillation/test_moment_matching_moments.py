@@ -4,14 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize
-
-from diffusionlab.distillation import moment_matching
-from diffusionlab.distillation.moment_matching import MomentMatching
-from diffusionlab.objectives import weightings
-from diffusionlab.types import Network, Prediction
-from tests.distillation import toys
-from tests.distillation.moments import (
+import toys
+from moments import (
     PROCESS,
     draws,
     moments,
@@ -23,6 +17,12 @@ from tests.distillation.moments import (
     slope,
     total,
 )
+from scipy import optimize
+
+from diffusionlab.distillation import moment_matching
+from diffusionlab.distillation.moment_matching import MomentMatching
+from diffusionlab.objectives import weightings
+from diffusionlab.types import Network, Prediction
 
 WEIGHTS = {"flat": weightings.X(), "v": weightings.V()}
 

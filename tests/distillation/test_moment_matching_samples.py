@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import toys
+from moments import PROCESS
 
 from diffusionlab.distillation import base
 from diffusionlab.distillation.moment_matching import MomentMatching
@@ -18,8 +20,6 @@ from diffusionlab.objectives import weightings
 from diffusionlab.samplers import base as samplers
 from diffusionlab.samplers.ancestral import Ancestral
 from diffusionlab.types import DataSpec, Network, Prediction, Teacher
-from tests.distillation import toys
-from tests.distillation.moments import PROCESS
 
 MEANS, STD, SHARE = np.array([[-1.0], [1.0]]), 0.3, 0.75
 WIDTH, STEPS, SIZE = 32, 8, 512

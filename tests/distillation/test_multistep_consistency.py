@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
+import toys
 
 from diffusionlab.distillation import base, fine_steps
 from diffusionlab.distillation.multistep_consistency import (
@@ -17,7 +20,6 @@ from diffusionlab.objectives.denoising import pool
 from diffusionlab.samplers import base as samplers
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.types import DataSpec, Network, Prediction, Teacher
-from tests.distillation import costs, tables, toys
 
 PROCESS = tables.PROCESS
 SQUARED = {"huber_epsilon": 1e3}  # sqrt(m + e²) - e is m / (2 e)

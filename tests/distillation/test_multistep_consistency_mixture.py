@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tables
+import toys
 
 from diffusionlab.distillation.multistep_consistency import MultistepConsistency
 from diffusionlab.samplers import base as samplers
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.types import DataSpec, Network, Prediction, Teacher, lift
-from tests.distillation import tables, toys
 
 PROCESS, MODES, STD = tables.PROCESS, np.float32([-1.0, 0.6]), 0.2
 

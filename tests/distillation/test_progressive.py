@@ -2,10 +2,13 @@
 
 import functools
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
+import toys
 
 from diffusionlab.distillation import base, fine_steps
 from diffusionlab.distillation.progressive import Progressive
@@ -14,7 +17,6 @@ from diffusionlab.samplers import base as samplers
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
 from diffusionlab.types import DataSpec, Prediction, Teacher, Transition
-from tests.distillation import costs, tables, toys
 
 PROCESS = tables.PROCESS
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,6 @@ from diffusionlab.schedules.edm import Edm
 from diffusionlab.schedules.flow import Flow
 from diffusionlab.schedules.variance_exploding import VarianceExploding
 from diffusionlab.types import DataSpec, Inputs, Network, Prediction, Teacher
-from tests.distillation import costs
 
 C, MU = 0.5, 0.3
 SCHEDULES = [Cosine(), Flow(), VarianceExploding(), DiscreteBeta()]

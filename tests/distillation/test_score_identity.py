@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scores
 
 from diffusionlab.distillation import base, generator
 from diffusionlab.distillation.score_identity import (
@@ -12,7 +13,6 @@ from diffusionlab.distillation.score_identity import (
     karras_times,
 )
 from diffusionlab.schedules.cosine import Cosine
-from tests.distillation import scores
 
 C = scores.C
 NODES, WEIGHTS = scores.normal_grid()

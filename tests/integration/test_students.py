@@ -53,16 +53,19 @@ def test_a_method_trains_resumes_samples_and_evaluates(
     method, student, teacher_run, contents, same, rows, tmp_path, capsys
 ):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    config = student(method)
+    config = student(method, *BARE)
     assert train.train(config, whole) == train.DONE
     moved = tmp_path / "moved"
     shutil.copytree(teacher_run, moved)
     words = [f"--config={ROOT}/configs/distillation/{method}.py:smoke"]
     words += [f"--workdir={broken}", f"--config.teacher={moved}"]
-    assert main.run([*words, "--config.train.num_steps=5"]) == train.DONE
+    bare = [f"--config.{word}" for word in (*BARE, "train.num_steps=5")]
+    assert main.run([*words, *bare]) == train.DONE
     # A student goes on whatever becomes of its teacher's directory.
     shutil.rmtree(moved)
+    evals = {"variance": {"name": "sample_variance", "num_samples": 40}}
     more = [f"--workdir={broken}", "--config.train.num_steps=10"]
+    more += ["--config.logging.samples_every=5", f"--config.evals={evals}"]
     assert main.run(more) == train.DONE
     assert "resumed from step 5" in capsys.readouterr().out
     assert same(contents(config, whole, 10), contents(config, broken, 10))
