@@ -32,8 +32,7 @@ def make(number=1, c=1.0, **fields):
         "spec": DataSpec((1,)),
         "teacher": tables.teacher(c),
         "xvar_frac": 0.0,
-        "first_teacher_steps": number,
-        "last_teacher_steps": number,
+        **dict.fromkeys(("first_teacher_steps", "last_teacher_steps"), number),
     }
     return MultistepConsistency(**{**given, **fields})
 
