@@ -78,7 +78,10 @@ def main() -> None:
     built = experiment.build(config_lib.resolve(config))
     mesh = sharding.make_mesh(built.mesh)
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        steps, data = compiled.Steps(built, mesh), train.make_batches(built, mesh)
+        steps, data = (
+            compiled.Steps(built, mesh),
+            train.make_batches(built, mesh, built.train_source),
+        )
         loop = train.Loop(built, mesh, pathlib.Path(folder), "auto", steps, data)
         loop.clock = loop._clock(built.train.num_steps)
         step = bare_step(built)

@@ -27,8 +27,10 @@ from diffusionlab.types import (
     Batch,
     Cond,
     Params,
+    Phase,
     Prediction,
     Process,
+    Role,
     lift,
 )
 
@@ -155,6 +157,21 @@ def teach(
 def teacher_evaluations(objective: Any) -> float:
     """Returns the network evaluations of one answer of the teacher, guided or not."""
     return 1.0 if objective.guidance_scale == 1.0 else 2.0
+
+
+ROLES = {"student": Role(NETWORK, "teacher")}
+"""Of an objective that trains the student alone; it has one phase, 'train'."""
+
+
+@property
+def phases(objective: Any) -> Mapping[str, Phase]:
+    """Returns the phase in which `objective.loss` trains the student."""
+    return {"train": Phase(("student",), objective.loss)}
+
+
+def phase(objective: Any, step: int) -> str:
+    """Returns 'train' for every step."""
+    return "train"
 
 
 def predict_student(

@@ -43,10 +43,8 @@ from diffusionlab.types import (
     Metrics,
     Network,
     Params,
-    Phase,
     Prediction,
     Process,
-    Role,
     Teacher,
     lift,
 )
@@ -99,6 +97,7 @@ class Boot:
     guidance_scale: float = 1.0
 
     samples_from = ("student",)
+    roles, phases, phase = base.ROLES, base.phases, base.phase
 
     def __post_init__(self):
         base.require_teacher(self.teacher)
@@ -109,20 +108,8 @@ class Boot:
         conditions.check(self, TARGET)
 
     @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
-    @property
-    def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("student",), self.loss)}
-
-    @property
     def evaluations(self) -> Mapping[str, float]:
         return {"train": 7.0 + 2.0 * base.teacher_evaluations(self)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it makes one step, from t = 1."""

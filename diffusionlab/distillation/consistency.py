@@ -47,10 +47,8 @@ from diffusionlab.types import (
     Metrics,
     Network,
     Params,
-    Phase,
     Prediction,
     Process,
-    Role,
     Teacher,
     lift,
 )
@@ -230,6 +228,7 @@ class ConsistencyDistillation:
     guidance_scale: float = 1.0
 
     samples_from = ("student",)
+    roles, phases, phase = base.ROLES, base.phases, base.phase
     predict = predict
 
     def __post_init__(self):
@@ -242,21 +241,9 @@ class ConsistencyDistillation:
         _table(self, (self.num_levels,))
 
     @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
-    @property
-    def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("student",), self.loss)}
-
-    @property
     def evaluations(self) -> Mapping[str, float]:
         calls = 2.0 if self.solver == "heun" else 1.0
         return {"train": 4.0 + calls * base.teacher_evaluations(self)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it is for consistency models, from a trained t."""
@@ -321,6 +308,7 @@ class ConsistencyTraining:
     target_ema: str = ""
 
     samples_from = ("student",)
+    roles, phases, phase = base.ROLES, base.phases, base.phase
     predict = predict
     evaluations = {"train": 4.0}
 
@@ -342,18 +330,6 @@ class ConsistencyTraining:
         return levels.Curriculum(
             self.first_levels, self.last_levels, self.growth, self.curriculum_steps
         )
-
-    @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
-    @property
-    def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("student",), self.loss)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it is for consistency models, from a trained t."""

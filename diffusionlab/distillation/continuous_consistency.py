@@ -139,6 +139,7 @@ class ContinuousConsistency:
     guidance_scale: float = 1.0
 
     samples_from = ("student",)
+    phase = base.phase
     predict = base.predict_student
 
     def __post_init__(self):
@@ -171,10 +172,6 @@ class ContinuousConsistency:
     def evaluations(self) -> Mapping[str, float]:
         calls = 1.0 if self.mode == "distillation" else 0.0
         return {"train": 4.0 + calls * base.teacher_evaluations(self)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError unless it is for consistency models, or of one step."""

@@ -38,10 +38,8 @@ from diffusionlab.types import (
     Metrics,
     Network,
     Params,
-    Phase,
     Prediction,
     Process,
-    Role,
     Teacher,
     Times,
     lift,
@@ -86,6 +84,7 @@ class Guided:
     truncated_snr: bool = False
 
     samples_from = ("student",)
+    roles, phases, phase = base.ROLES, base.phases, base.phase
     evaluations = {"train": 5.0}
 
     def __post_init__(self):
@@ -105,21 +104,9 @@ class Guided:
         conditions.check(self, SCALE)
 
     @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
-    @property
-    def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("student",), self.loss)}
-
-    @property
     def cond(self) -> Mapping[str, float]:
         """What the network is told where nobody says otherwise."""
         return {SCALE: float(self.sample_guidance_scale)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def predict(
         self, params: Mapping[str, Params], z_t: Array, t: Array, cond: Cond

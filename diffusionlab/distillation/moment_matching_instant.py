@@ -43,9 +43,7 @@ from diffusionlab.types import (
     Metrics,
     Network,
     Params,
-    Phase,
     Process,
-    Role,
     Teacher,
 )
 
@@ -109,6 +107,7 @@ class MomentMatchingInstant:
     preconditioner: str = "adam"
 
     samples_from = ("student",)
+    roles, phases, phase = base.ROLES, base.phases, base.phase
     predict = base.predict_student
     check_sampler = moment_matching.check_sampler
 
@@ -121,21 +120,9 @@ class MomentMatchingInstant:
         return self.preconditioner == "adam"
 
     @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
-    @property
-    def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("student",), self.loss)}
-
-    @property
     def evaluations(self) -> Mapping[str, float]:
         teacher = base.teacher_evaluations(self)
         return {"train": 0.5 * (1.0 + 3.0 * teacher) + 0.5 * (3.0 + 3.0 * teacher)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def direction(self, params: Params, inputs: Inputs) -> tuple[Params, Array]:
         """Returns nu, and G' Lambda G, of the first half of the batch.

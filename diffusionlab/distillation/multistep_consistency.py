@@ -44,9 +44,7 @@ from diffusionlab.types import (
     Metrics,
     Network,
     Params,
-    Phase,
     Process,
-    Role,
     Teacher,
 )
 
@@ -119,6 +117,7 @@ class MultistepConsistency:
     scales: tuple = ()
 
     samples_from = ("student",)
+    roles, phases, phase = base.ROLES, base.phases, base.phase
     predict = base.predict_student
     check_sampler = fine_steps.check_sampler
 
@@ -151,21 +150,9 @@ class MultistepConsistency:
             )
 
     @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
-    @property
-    def phases(self) -> Mapping[str, Phase]:
-        return {"train": Phase(("student",), self.loss)}
-
-    @property
     def evaluations(self) -> Mapping[str, float]:
         calls = 0.0 if self.mode == "training" else 1.0
         return {"train": 4.0 + calls * base.teacher_evaluations(self)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def steps_per_segment(self, step: Array) -> Array:
         """Returns n, int32, at an optimiser step: at least 1, and T = k n."""

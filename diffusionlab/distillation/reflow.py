@@ -48,7 +48,6 @@ from diffusionlab.types import (
     Params,
     Phase,
     Process,
-    Role,
     Sampler,
     Schedule,
     Teacher,
@@ -98,15 +97,16 @@ class Reflow:
     guidance_scale: float = 1.0
 
     samples_from = ("student",)
+    roles, phase = base.ROLES, base.phase
     predict = base.predict_student
+    check_sampler = base.check_num_steps
     evaluations = {"train": 3.0}
 
     def __post_init__(self):
         base.require_teacher(self.teacher)
         base.check_guidance(self)
         base.check_at_least(self, 1, "num_pairs", "num_steps")
-        if self.mode not in ("reflow", "distil"):
-            raise ValueError(f"mode: expected 'reflow' or 'distil', got {self.mode!r}.")
+        base.check_word(self, "mode", ("reflow", "distil"))
         if self.mode == "distil" and self.num_steps != 1:
             raise ValueError(
                 f"num_steps: mode 'distil' learns one step, got {self.num_steps}; use "
@@ -115,22 +115,10 @@ class Reflow:
         if self.mode == "distil" and self.weighting is not None:
             raise ValueError("weighting: mode 'distil' has one time; leave it out.")
 
-    def check_sampler(self, sampler: Sampler) -> None:
-        """Raises ValueError unless a sampler makes `num_steps` steps."""
-        base.check_num_steps(self, sampler)
-
-    @property
-    def roles(self) -> Mapping[str, Role]:
-        return {"student": Role(base.NETWORK, "teacher")}
-
     @property
     def phases(self) -> Mapping[str, Phase]:
         loss = {"reflow": self.straight, "distil": self.one_step}[self.mode]
         return {"train": Phase(("student",), loss)}
-
-    def phase(self, step: int) -> str:
-        """Returns 'train' for every step."""
-        return "train"
 
     def straight(
         self, params: Mapping[str, Params], inputs: Inputs

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scores
+import known_scores as scores
 
 from diffusionlab.distillation.diff_instruct import DiffInstruct
 from diffusionlab.distillation.em_distillation import EmDistillation

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scores
+import known_scores as scores
 
 from configs.distillation import distribution_matching, distribution_matching_2
 from diffusionlab.distillation import base, fake_score, generator

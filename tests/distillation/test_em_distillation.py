@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scores
+import known_scores as scores
 import toys
 from scipy import linalg
 

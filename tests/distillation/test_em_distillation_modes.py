@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scores
+import known_scores as scores
 import toys
 from scipy import stats
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scores
+import known_scores as scores
 
 from diffusionlab.distillation.distribution_matching_2 import DistributionMatching2
 from diffusionlab.distillation.f_divergence import (

@@ -292,7 +292,7 @@ def test_a_step_costs_what_it_says(mode):
         ({"teacher": None}, "config.teacher: missing"),
         ({"guidance_scale": 2.0}, "guidance_scale: 2.0 needs a teacher"),
         ({"num_pairs": 0}, "num_pairs: must be at least 1"),
-        ({"mode": "distill"}, "mode: expected 'reflow' or 'distil', got 'distill'"),
+        ({"mode": "distill"}, "mode: expected reflow or distil, got 'distill'"),
         ({"mode": "distil", "num_steps": 2}, "num_steps: mode 'distil' learns one"),
         ({"mode": "distil", "weighting": weightings.Eps()}, "weighting: mode 'distil'"),
     ],
