@@ -5,9 +5,9 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import known_scores as scores
 import numpy as np
 import pytest
-import known_scores as scores
 
 from diffusionlab.distillation.diff_instruct import DiffInstruct
 from diffusionlab.distillation.em_distillation import EmDistillation

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import known_scores as scores
 import numpy as np
 import pytest
-import known_scores as scores
 
 from configs.distillation import distribution_matching, distribution_matching_2
 from diffusionlab.distillation import base, fake_score, generator

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import known_scores as scores
 import numpy as np
 import pytest
-import known_scores as scores
 
 from diffusionlab.distillation import base, fake_score, generator
 from diffusionlab.distillation.distribution_matching import DistributionMatching

@@ -8,9 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import known_scores as scores
 import numpy as np
 import pytest
-import known_scores as scores
 import toys
 from scipy import linalg
 

@@ -6,10 +6,10 @@ each a narrow gaussian, which makes the score of a mixture.
 
 import jax
 import jax.numpy as jnp
+import known_scores as scores
 import numpy as np
 import optax
 import pytest
-import known_scores as scores
 import toys
 from scipy import stats
 

@@ -5,9 +5,9 @@ import functools
 import costs
 import jax
 import jax.numpy as jnp
+import known_scores as scores
 import numpy as np
 import pytest
-import known_scores as scores
 
 from diffusionlab.distillation import em_distillation
 from diffusionlab.distillation.diff_instruct import DiffInstruct
