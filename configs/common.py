@@ -113,13 +113,15 @@ def generator(config: ml_collections.ConfigDict, first_logsnr: float) -> None:
         num_steps=config.objective.get_ref("num_steps"),
         grid=dict(name="from", first_logsnr=level),
     )
+    # The score of each step's samples by itself, not of their mixture.
+    config.networks = dict(denoiser=dict(conditions=("start_logsnr",)))
 
 
 def discriminator(config: ml_collections.ConfigDict, variant: str) -> None:
     """A head on the features of aux: as many as the teacher's network has in width."""
     features = {"": 192, "mixture": 128, "smoke": 16}[variant]
-    config.networks = dict(
-        discriminator=dict(name="discriminator", features=features, width=64)
+    config.networks.discriminator = dict(
+        name="discriminator", features=features, width=64
     )
     rate = config.optim.aux.learning_rate
     config.optim.discriminator = adam(rate.value, rate.decay_steps, b1=0.0)

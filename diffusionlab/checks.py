@@ -53,6 +53,7 @@ def check(experiment: Any) -> None:
             f"config.train.micro_batches: {micro} does not divide "
             f"config.data.batch_size ({batch})."
         )
+    check_process(experiment.objective, experiment, "config.objective")
     for name, evaluator in experiment.evals.items():
         _check_evaluator(experiment, evaluator, f"config.evals.{name}")
     _check_guidance(experiment)
@@ -87,7 +88,27 @@ def as_teacher(experiment: Any) -> Teacher:
     return Teacher(experiment.objective.predict, has_null_label, cond)
 
 
+def check_process(thing: Any, experiment: Any, path: str) -> None:
+    """Raises ValueError where an object is not for the process of an experiment.
+
+    One for others than the gaussian process says so in `processes`.
+    """
+    known = getattr(thing, "processes", ("gaussian",))
+    kind = getattr(experiment.process, "kind", "gaussian")
+    if kind not in known:
+        raise ValueError(
+            f"{path}: {type(thing).__name__} is for the process "
+            f"{' or '.join(known)}, and config.process is {kind}."
+        )
+
+
 def _check_evaluator(experiment: Any, evaluator: Any, path: str) -> None:
+    check_process(evaluator, experiment, path)
+    if experiment.spec.num_tokens and not getattr(evaluator, "takes_tokens", False):
+        raise ValueError(
+            f"{path}: {type(evaluator).__name__} measures numbers such as pixels, and "
+            "the data are tokens."
+        )
     for sampler in _samplers(evaluator, path):
         check_sampler(sampler, experiment, f"{path}.sampler")
     try:
@@ -142,6 +163,7 @@ def check_sampler(sampler: Sampler, experiment: Any, path: str) -> None:
             f"{path}.name: {type(sampler).__name__} is no sampler, it has no "
             f"{', '.join(missing)}; see `Sampler` in types.py."
         )
+    check_process(sampler, experiment, path)
     try:
         sampler.times(experiment.process.schedule)
         if hasattr(sampler, "check"):
@@ -184,6 +206,8 @@ def _check_null_label(experiment: Any, path: str) -> None:
 
 
 def _check_guidance(experiment: Any) -> None:
+    for guide in experiment.guide:
+        check_process(guide, experiment, "config.guidance")
     try:
         guidance.compose(
             experiment.guide, lambda *_: None, experiment.process, experiment.spec

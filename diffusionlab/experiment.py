@@ -103,7 +103,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     train_source = registry.build("source", source, "config.data.source")
     test_source = dataclasses.replace(train_source, split="test")
     spec = train_source.spec
-    process = registry.build("process", config["process"], "config.process")
+    process = registry.build("process", config["process"], "config.process", spec=spec)
     # Before networks are built: those of a teacher may not fit other data.
     teacher = _teacher(config, process, spec)
     networks = {

@@ -87,7 +87,7 @@ def make_draw(
         cond = {"key": sample_keys}
         if experiment.spec.num_classes:
             cond["label"] = labels
-        return base.sample(
+        made = base.sample(
             sampler,
             experiment.process,
             lambda z, t: predict(params, z, t, cond),
@@ -95,6 +95,7 @@ def make_draw(
             experiment.spec.shape,
             noise,
         )
+        return experiment.process.decode(made)
 
     batch = sharding.batch_sharding(mesh)
     compiled = jax.jit(draw, out_shardings=batch)

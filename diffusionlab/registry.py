@@ -58,6 +58,7 @@ _MODULES = {
 
 # Arguments that the experiment supplies; a config never states them.
 CONTEXT = {
+    "process": ("spec",),
     "network": ("spec", "dtype", "process", "source"),
     "objective": ("process", "networks", "spec", "teacher"),
     "evaluator": (),

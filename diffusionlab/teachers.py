@@ -134,14 +134,14 @@ def check_start(config: Mapping[str, Any]) -> None:
     folder = workdir.find_run(start, path)
     stored = config_lib.completed(workdir.read_config(folder))
     whose = f"{path}: the run in '{start}'"
-    other, ours = (
-        types.SimpleNamespace(
-            process=registry.build("process", block["process"], of),
-            spec=registry.build("source", block["data"]["source"], of).spec,
-        )
-        for block, of in ((stored, whose), (config, "config.data.source"))
-    )
-    experiment_lib.check_same(other, ours.process, ours.spec, whose)
+    pairs = []
+    for block, of in ((stored, whose), (config, "config.data.source")):
+        spec = registry.build("source", block["data"]["source"], of).spec
+        process = registry.build("process", block["process"], of, spec=spec)
+        pairs.append((process, spec))
+    other, ours = pairs
+    other = types.SimpleNamespace(process=other[0], spec=other[1])
+    experiment_lib.check_same(other, *ours, whose)
 
 
 def starting(

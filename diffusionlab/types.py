@@ -57,6 +57,16 @@ class Prediction(NamedTuple):
     eps: Array
 
 
+class CategoricalPrediction(NamedTuple):
+    """What a denoiser of tokens says: log p(x_i | z_t), `[B, ..., K]` float32.
+
+    It is normalised over the K tokens. See `processes/categorical.py` for what it is
+    not: the distribution that goes into the posterior in the place of x.
+    """
+
+    logits: Array
+
+
 Predict = Callable[[Array, Array], Prediction]
 """(z_t, t) -> Prediction; parameters, conditioning and guidance are already inside.
 
@@ -88,12 +98,14 @@ class Times(Protocol):
 class Process(Protocol):
     """How data become noise, and how a raw network output becomes a prediction.
 
-    `sigma_data` is the standard deviation that the data are taken to have.
+    `sigma_data` is the standard deviation that the data are taken to have. The process
+    of tokens, `processes/categorical.py`, has functions of its own instead of most.
     """
 
     schedule: Schedule
     sigma_data: float
 
+    def decode(self, x: Array) -> Array: ...
     def prior_from(
         self, keys: Array, shape: tuple[int, ...], t: float = 1.0
     ) -> Array: ...
@@ -255,11 +267,13 @@ class DataSpec(NamedTuple):
       shape: of one example `x`, without the batch axis.
       num_classes: 0 when there are no labels.
       class_names: as many names as classes.
+      num_tokens: x are int32 tokens below this number; 0 where x are float32 numbers.
     """
 
     shape: tuple[int, ...]
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    num_tokens: int = 0
 
 
 class Source(Protocol):

@@ -36,6 +36,8 @@ from diffusionlab.types import (
 
 NETWORK = "denoiser"
 """Entry of `config.networks` that student and aux share; see `inherit.NETWORK`."""
+START = "start_logsnr"
+"""What a network can be told besides: the logsnr at which a sample was made."""
 
 
 def require_teacher(teacher: Any) -> None:
@@ -102,11 +104,13 @@ def conditions(objective: Any, t: Array, cond: Cond) -> Cond:
 
     Args:
       t: `[B]`.
-      cond: what it lacks of the teacher's own `cond` is taken from there.
+      cond: what it lacks of the teacher's own `cond` is taken from there, and the
+        level a sample was made from, cond[START], is t itself.
     """
     told = getattr(getattr(objective, "teacher", None), "cond", {})
     told = {name: jnp.full(t.shape, value) for name, value in told.items()}
-    return {**told, **cond, "t": t, "logsnr": objective.process.schedule.logsnr(t)}
+    logsnr = objective.process.schedule.logsnr(t)
+    return {**told, START: logsnr, **cond, "t": t, "logsnr": logsnr}
 
 
 def apply(

@@ -306,6 +306,7 @@ class EmDistillation:
         shape, cond = inputs.batch["x"].shape, base.labels(self, inputs.batch)
         frozen = inputs.params["student"]
         start = generator.start(self, frozen, keys[0], shape, cond)
+        cond = generator.told(self, start, cond)
         t, weight = self.times.sample(keys[2], shape[0], process.schedule)
         eps = jax.random.normal(keys[3], shape)
         start, cond, t, weight, eps = jax.tree.map(

@@ -86,6 +86,7 @@ def samples(
     cond = base.labels(objective, inputs.batch)
     shape = inputs.batch["x"].shape
     start = generator.start(objective, params, key, shape, cond)
+    cond = generator.told(objective, start, cond)
     return generator.generate(objective, params, start, cond, dropout), cond
 
 

@@ -9,6 +9,11 @@ t_1 has the logsnr `first_logsnr` and t_j = t_1 (k - j + 1) / k. It is trained a
 these times per example, its own earlier steps being run first, without a gradient
 ("backward simulation"); with k = 1 there are none. Of the data, the labels are used.
 
+Of k steps the samples are those of k generators. One score for all of them, as in the
+literature, is content when their mixture is the data: early samples may be too wide
+where the last are too narrow. A network with `conditions=('start_logsnr',)`, as in the
+configs, is told which step a sample is of, and every step has a score of its own.
+
 What may teach it is the difference of two scores at its noisy samples z_t, the
 teacher's and its own, which a network `aux` has learned, see `fake_score`:
 
@@ -130,7 +135,13 @@ def generate(
     objective: Any, params: Params, start: Start, cond: Cond, key: Array | None = None
 ) -> Array:
     """Returns the samples `[B, ...]` of a step; gradients flow into `params`."""
+    cond = told(objective, start, cond)
     return base.apply(objective, params, start.z_t, start.t, cond, key).x
+
+
+def told(objective: Any, start: Start, cond: Cond) -> Cond:
+    """Returns cond with the logsnr that a step starts from, `[B]`."""
+    return {**cond, base.START: objective.process.schedule.logsnr(start.t)}
 
 
 def score_gap(

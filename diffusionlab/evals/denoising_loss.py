@@ -37,6 +37,9 @@ class DenoisingLoss:
     batch_size: int = 256
     every: int = 0
 
+    processes = ("gaussian", "categorical")
+    takes_tokens = True
+
     def __post_init__(self):
         for name in ("num_batches", "batch_size"):
             if getattr(self, name) < 1:

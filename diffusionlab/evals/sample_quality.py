@@ -60,6 +60,8 @@ class SampleQuality:
     sobol: bool = False
     every: int = 0
 
+    processes = ("gaussian", "categorical")
+
     def __post_init__(self):
         if self.num_samples < 2:
             raise ValueError(

@@ -58,6 +58,7 @@ class SampleVariance:
     threshold: float = 0.5
     every: int = 0
 
+    processes = ("gaussian", "categorical")
     compares_splits = True  # training with held-out data: one set is not enough
 
     def __post_init__(self):

@@ -45,6 +45,7 @@ class Samples:
     num_classes: int = 20
     every: int = 0
 
+    processes = ("gaussian", "categorical")
     compares_splits = True  # training with held-out data: one set is not enough
 
     def __post_init__(self):

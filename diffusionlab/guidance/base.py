@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from diffusionlab.types import (
     Array,
+    CategoricalPrediction,
     Cond,
     CondPredict,
     DataSpec,
@@ -144,8 +145,11 @@ def within(
 
 
 def extrapolate(weak: Prediction, strong: Prediction, scale: float) -> Prediction:
-    """Returns weak + scale (strong - weak), of x and of eps."""
-    return jax.tree.map(lambda w, s: w + scale * (s - w), weak, strong)
+    """Returns weak + scale (strong - weak): of x and eps, or log-probabilities."""
+    found = jax.tree.map(lambda w, s: w + scale * (s - w), weak, strong)
+    if isinstance(found, CategoricalPrediction):
+        return CategoricalPrediction(jax.nn.log_softmax(found.logits))
+    return found
 
 
 def with_null_label(cond: Cond, spec: DataSpec) -> Cond:

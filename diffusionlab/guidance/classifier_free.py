@@ -61,6 +61,8 @@ class ClassifierFree:
     two_pass: bool = False
     rescale: float = 0.0
 
+    processes = ("gaussian", "categorical")
+
     def __post_init__(self):
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale: must be in [0, 1], got {self.rescale}.")
@@ -89,6 +91,8 @@ class ClassifierFree:
                 f"guidance_scale: {self.guidance_scale} needs labels, and the data "
                 "have no classes; use 1."
             )
+        if self.rescale and not hasattr(process, "target"):
+            raise ValueError("rescale: is for the process gaussian; use 0.")
         if self.off:
             return predict
 
@@ -114,8 +118,8 @@ class ClassifierFree:
         doubled = predict(jnp.concatenate([z_t, z_t]), t, twice)
         size = z_t.shape[0]
         return (
-            Prediction(*(q[:size] for q in doubled)),
-            Prediction(*(q[size:] for q in doubled)),
+            jax.tree.map(lambda q: q[:size], doubled),
+            jax.tree.map(lambda q: q[size:], doubled),
         )
 
     def _rescaled(

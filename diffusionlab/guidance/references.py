@@ -58,6 +58,7 @@ class Autoguidance:
     logsnr_max: float | None = None
 
     asks = "predict"
+    processes = ("gaussian", "categorical")
 
     @property
     def off(self) -> bool:

@@ -18,14 +18,15 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
 
     Args:
       module: has the fields `spec` and `dtype`, and the rules `PARAM_AXES`; one that
-        does not see data has an `input_shape`.
+        does not see data has an `input_shape`, one that sees tokens `sees_tokens`.
       spec: the data it sees, for the shapes at initialisation.
     """
     dtype = jnp.dtype(module.dtype)
     shape = getattr(module, "input_shape", spec.shape)
+    seen = jnp.int32 if getattr(module, "sees_tokens", False) else dtype
 
     def init(key):
-        z = jnp.zeros((1, *shape), dtype)
+        z = jnp.zeros((1, *shape), seen)
         cond = {"t": jnp.zeros(1), "logsnr": jnp.zeros(1)}
         if spec.num_classes:
             cond["label"] = jnp.zeros(1, jnp.int32)
@@ -36,13 +37,13 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
         rngs = None if key is None else {"dropout": key}
         train = train and key is not None
         variables = {"params": params}
-        raw = module.apply(variables, z.astype(dtype), cond, train=train, rngs=rngs)
+        raw = module.apply(variables, z.astype(seen), cond, train=train, rngs=rngs)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), raw)
 
     def features(params, z, cond):
         raw, state = module.apply(
             {"params": params},
-            z.astype(dtype),
+            z.astype(seen),
             cond,
             train=False,
             mutable=[FEATURES],

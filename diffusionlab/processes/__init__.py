@@ -1,3 +1,8 @@
 """How data become noise."""
 
-REGISTRY = {"process": {"gaussian": "diffusionlab.processes.gaussian:Gaussian"}}
+REGISTRY = {
+    "process": {
+        "categorical": "diffusionlab.processes.categorical:Categorical",
+        "gaussian": "diffusionlab.processes.gaussian:Gaussian",
+    }
+}

@@ -179,6 +179,8 @@ class Gaussian:
     sigma_data: float = 1.0
     scale_input: bool = False
 
+    kind = "gaussian"
+
     def __post_init__(self):
         if self.sigma_data <= 0:
             raise ValueError(f"sigma_data: must be positive, got {self.sigma_data}.")
@@ -196,6 +198,10 @@ class Gaussian:
 
     def _lifted(self, t: Array, ndim: int) -> Scales:
         return Scales(*(lift(q, ndim) for q in self.scales(t)[:4]), self.sigma_data)
+
+    def decode(self, x: Array) -> Array:
+        """Returns what the data look like: x itself."""
+        return x
 
     def prior(self, key: Array, shape: tuple[int, ...], t: float = 1.0) -> Array:
         """Returns z_t, near noise, as if the data were N(0, sigma_data²)."""

@@ -2,6 +2,11 @@
 
 REGISTRY = {
     "schedule": {
+        "alpha_linear": "diffusionlab.schedules.alpha:Linear",
+        "alpha_log_linear": "diffusionlab.schedules.alpha:LogLinear",
+        "alpha_cosine": "diffusionlab.schedules.alpha:Cosine",
+        "alpha_polynomial": "diffusionlab.schedules.alpha:Polynomial",
+        "alpha_nichol_cosine": "diffusionlab.schedules.alpha:NicholCosine",
         "cosine": "diffusionlab.schedules.cosine:Cosine",
         "shifted_cosine": "diffusionlab.schedules.cosine:ShiftedCosine",
         "interpolated_cosine": "diffusionlab.schedules.cosine:InterpolatedCosine",

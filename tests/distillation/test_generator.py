@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionlab.distillation import generator
+from diffusionlab.distillation import base as distillation
+from diffusionlab.distillation import fake_score, generator
 from diffusionlab.processes.gaussian import Gaussian
 from diffusionlab.samplers import base, grids
 from diffusionlab.samplers.consistency import Consistency
 from diffusionlab.samplers.ddim import Ddim
 from diffusionlab.schedules.cosine import Cosine
-from diffusionlab.types import Network
+from diffusionlab.types import DataSpec, Network
 
 COSINE = Cosine()
 PROCESS = Gaussian(schedule=COSINE, prediction="x")
@@ -84,6 +85,23 @@ def test_only_the_step_that_is_trained_has_a_gradient():
     made = lambda p: generator.generate(objective, p, started, {}).sum()  # noqa: E731
     known = jnp.sin(started.z_t).sum()
     assert float(jax.grad(made)(PARAMS)["a"]) == pytest.approx(float(known), rel=1e-5)
+
+
+def test_a_score_network_is_told_which_step_a_sample_is_of():
+    """Otherwise it learns the mixture of what all steps make."""
+    objective = make(2)
+    heard = lambda params, z, cond, **_: cond["start_logsnr"][:, None] + 0 * z  # noqa: E731
+    objective.networks = {"denoiser": Network(None, heard, ())}
+    objective.spec = DataSpec((1,))
+    inputs = types.SimpleNamespace(batch={"x": jnp.zeros((64, 1))})
+    x, cond = fake_score.samples(objective, PARAMS, jax.random.key(5), inputs)
+    levels = np.asarray(COSINE.logsnr(generator.times(objective)[:2]))
+    assert set(np.asarray(x[:, 0])) == set(levels)  # the student hears its own
+    z_t, t = jnp.ones((64, 1)), jnp.full(64, 0.5)
+    of_aux = distillation.apply(objective, PARAMS, z_t, t, cond).x
+    np.testing.assert_array_equal(of_aux, x)
+    alone = distillation.apply(objective, PARAMS, z_t, t, {}).x
+    np.testing.assert_allclose(alone, COSINE.logsnr(t)[:, None])
 
 
 @pytest.mark.parametrize("t", [0.0, 1e-3, 0.2, 0.5, 0.8, 0.999, 1.0])
