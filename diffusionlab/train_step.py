@@ -6,6 +6,7 @@ metrics. A phase is one compiled function; `objective.phase(step)` chooses on th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,10 +75,11 @@ def make_train_step(
     return step
 
 
+@functools.cache
 def make_gradients(experiment: Experiment, phase_name: str) -> Callable:
     """Returns `gradients(state, batch, frozen) -> ({role: gradient}, Metrics)`.
 
-    With n micro-batches the gradient is the mean of theirs, computed one after the
+    It is traced once, whoever asks: for shapes, for FLOPs, or to be compiled. With n micro-batches the gradient is the mean of theirs, computed one after the
     other, so that activations of one micro-batch only are in memory.
     """
     phase = experiment.objective.phases[phase_name]
@@ -114,7 +116,7 @@ def make_gradients(experiment: Experiment, phase_name: str) -> Callable:
         (grads, metrics), _ = jax.lax.scan(body, zeros, (pieces, jnp.arange(num)))
         return jax.tree.map(lambda g: g / num, grads), metrics
 
-    return gradients
+    return jax.jit(gradients, inline=True)
 
 
 def make_transition(
