@@ -92,6 +92,7 @@ def distillation(
     config.logging = dict(every=50, samples_every=500, num_samples=100)
     if variant == "":
         config.teacher = dict(run="runs/digits", start="")
+        config.ema.main.decay = 0.99  # runs of a thousand steps
         config.data = dict(batch_size=128)
         config.evals = dict(samples=dict(name="samples", num_samples=1500))
     else:

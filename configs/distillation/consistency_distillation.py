@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.objective.update(
         grid=dict(name="rho"), num_levels=24, gap_weight=True, huber_scale=0.03
     )
-    num_steps = 4000 if variant else 20_000
+    num_steps = 4000 if variant else 1500
     config.optim.student = common.adam(5e-4 if variant else 2e-4, num_steps)
     config.train.num_steps = num_steps
     if variant == "smoke":

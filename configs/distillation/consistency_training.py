@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # -2 log 80: the noisiest of EDM's levels, from where they are trained.
     grid = dict(name="from", first_logsnr=-8.76)
     config.sampler = dict(name="consistency", num_steps=2, grid=grid)
-    num_steps = 4000 if variant else 20_000
+    num_steps = 4000 if variant else 1500
     config.objective.update(
         grid=dict(name="rho"),
         first_levels=8,

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Few training times are noisier.
     grid = dict(name="from", first_logsnr=-5.0)
     config.sampler = dict(name="consistency", num_steps=2, grid=grid)
-    num_steps = 4000 if variant else 20_000
+    num_steps = 4000 if variant else 1500
     config.objective.update(
         times=dict(name="log_normal", mean=-1.0, std=1.6), warmup_steps=num_steps // 8
     )

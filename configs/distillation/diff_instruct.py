@@ -13,10 +13,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("diff_instruct", variant, num_steps=1)
     common.generator(config, first_logsnr=-4.0)
     config.objective.times = dict(name="uniform")
+    student, aux, num_steps = (5e-4, 1e-3, 4000) if variant else (2e-4, 5e-4, 1200)
+    config.train.num_steps = num_steps
     config.optim = dict(
-        student=common.adam(5e-4, 2000, b1=0.0), aux=common.adam(1e-3, 2000, b1=0.0)
+        student=common.adam(student, num_steps // 2, b1=0.0),
+        aux=common.adam(aux, num_steps // 2, b1=0.0),
     )
-    config.train.num_steps = 4000
     if variant == "smoke":
         common.shrink_student(config)
     return config

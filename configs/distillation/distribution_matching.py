@@ -20,10 +20,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant.endswith("pairs"):
         config.objective.regression_weight = 0.25
         config.objective.sampler = dict(name="ddim", num_steps=64)
-    config.train.num_steps = 4000
-    rate = 1e-3 if size else 3e-4
-    config.optim.student = common.adam(rate, 2000, b1=0.0)
-    config.optim.aux = common.adam(rate, 2000, b1=0.0)
+    student, aux, num_steps = (1e-3, 1e-3, 4000) if size else (2e-4, 5e-4, 1200)
+    config.train.num_steps = num_steps
+    config.optim.student = common.adam(student, num_steps // 2, b1=0.0)
+    config.optim.aux = common.adam(aux, num_steps // 2, b1=0.0)
     if variant == "smoke":
         common.shrink_student(config)
     return config

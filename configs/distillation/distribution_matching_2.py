@@ -16,13 +16,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("distribution_matching_2", size, num_steps=4)
     common.generator(config, first_logsnr=-8.764)
     config.objective.times = dict(name="uniform")
-    if size:
-        # More updates of the student pay where several steps share one aux.
-        config.objective.aux_steps = 2
-    config.train.num_steps = 3600
-    rate = 1e-3 if size else 3e-4
-    config.optim.student = common.adam(rate, 1200, b1=0.0)
-    config.optim.aux = common.adam(rate, 3000, b1=0.0)
+    # More updates of the student pay where several steps share one aux.
+    config.objective.aux_steps = 2
+    student, aux, num_steps = (1e-3, 1e-3, 3600) if size else (2e-4, 5e-4, 1200)
+    config.train.num_steps = num_steps
+    config.optim.student = common.adam(student, num_steps // 3, b1=0.0)
+    config.optim.aux = common.adam(aux, num_steps * 5 // 6, b1=0.0)
     if variant.endswith("plain"):
         config.objective.gan_weight = 0.0
     else:

@@ -16,11 +16,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         num_langevin_steps=2, gamma_eps=0.16, gamma_z=1.6e-5, times=dict(name="uniform")
     )
     student, aux, rest, num_steps = 2e-4, 5e-4, 1e-4, 1200
-    config.ema.main.decay = 0.99
     if variant:
         student, aux, rest, num_steps = 5e-4, 1e-3, 0.0, 8000
         config.objective.num_langevin_steps = 8
-        config.ema.main.decay = 0.999
     config.train.num_steps = num_steps
     config.optim = dict(
         student=common.adam(student, num_steps // 2, b1=0.0),

@@ -13,13 +13,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("f_divergence", variant, num_steps=1)
     common.generator(config, first_logsnr=-8.764)
     config.objective.times = dict(name="uniform")
-    if variant:
-        # More updates of the student pay where several steps share one aux.
-        config.objective.aux_steps = 2
-    config.train.num_steps = 3600
-    rate = 1e-3 if variant else 3e-4
-    config.optim.student = common.adam(rate, 1200, b1=0.0)
-    config.optim.aux = common.adam(rate, 3000, b1=0.0)
+    # More updates of the student pay where several steps share one aux.
+    config.objective.aux_steps = 2
+    student, aux, num_steps = (1e-3, 1e-3, 3600) if variant else (2e-4, 5e-4, 1200)
+    config.train.num_steps = num_steps
+    config.optim.student = common.adam(student, num_steps // 3, b1=0.0)
+    config.optim.aux = common.adam(aux, num_steps * 5 // 6, b1=0.0)
     common.discriminator(config, variant)
     if variant == "smoke":
         common.shrink_student(config)

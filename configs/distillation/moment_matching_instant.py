@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         num_steps=config.objective.get_ref("num_steps"),
         noise_exponent=0.0,
     )
-    rate, config.train.num_steps = 1e-4, 3000
+    rate, config.train.num_steps = 1e-4, 1000
     if variant == "mixture":
         rate, config.train.num_steps = 3e-4, 4000
         config.teacher.update(run="runs/mixture", start="")

@@ -14,7 +14,7 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("progressive", variant, num_steps=8)
-    rounds, steps = 6, 700 if variant else 1500
+    rounds, steps = 6, 700 if variant else 200
     config.objective.update(num_rounds=rounds, steps_per_round=steps)
     config.train.num_steps = rounds * steps
     config.optim.student = common.adam(5e-4, steps)

@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.distillation("tract", variant, num_steps=1)
-    steps = 2500 if variant else 5000
+    steps = 2500 if variant else 600
     config.objective.update(
         teacher_steps=1024, middle_steps=(32,), steps_per_phase=steps
     )
