@@ -27,6 +27,8 @@ setuptools.setup(
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "tf": ["tensorflow"],
+        # Files of tokenizers, for the data source "text".
+        "text": ["sentencepiece>=0.2", "tokenizers>=0.21"],
         "wandb": ["wandb"],
         # What tests/peers and benchmarks/peers compare with.
         "peers": [

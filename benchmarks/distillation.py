@@ -71,6 +71,7 @@ class Method:
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+_OF_TOKENS = "is of tokens, and the data here are numbers"
 METHODS = {
     "multistep_consistency": Method(),
     "moment_matching": Method(),
@@ -92,6 +93,8 @@ METHODS = {
     "consistency_training": Method(),
     "continuous_consistency": Method(),
     "reflow": Method(),
+    "discrete_moment_matching": Method((), _OF_TOKENS),
+    "self_distillation_through_time": Method((), _OF_TOKENS),
     "boot": Method((1,), "its student answers noise at once, there is no second step"),
     "guided": Method(
         (),

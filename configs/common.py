@@ -51,6 +51,8 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.sampler.num_steps = 4
     toy = {
         "denoising_loss": dict(num_batches=2, batch_size=16),
+        "elbo": dict(num_examples=16, batch_size=16, num_times=4),
+        "text_quality": dict(num_samples=20, num_train=200, num_batches=2),
         "samples": dict(num_samples=40, num_real=200),
         "sample_variance": dict(num_samples=40, num_real=200),
         "mixture": dict(num_samples=40),
@@ -102,6 +104,29 @@ def distillation(
         config.logging.num_samples = 1000
     # Warns of a student that collapses while there is time to stop.
     config.evals.variance = dict(name="sample_variance", every=500)
+    return config
+
+
+def token_distillation(
+    objective: str, variant: str, num_steps: int
+) -> ml_collections.ConfigDict:
+    """What every config of a student of tokens shares.
+
+    Args:
+      objective: registered name.
+      variant: '' for text, 'digits' for the digits as tokens, 'smoke' for the latter in
+        toy sizes, once `shrink_student` has been called.
+      num_steps: of the student; the sampler's are the same number.
+    """
+    check_variant(variant, ("", "digits", "smoke"))
+    config = distillation(objective, "", num_steps)
+    config.teacher.run = "runs/digits_tokens"
+    config.sampler.name = "token_ancestral"
+    if variant == "":
+        config.teacher.run = "runs/text"
+        config.data.batch_size = 64
+        config.evals = dict(text=dict(name="text_quality"))
+        config.logging.num_samples = 16
     return config
 
 

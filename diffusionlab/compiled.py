@@ -100,7 +100,8 @@ def abstract_batch(experiment: Experiment, mesh) -> dict[str, Any]:
     """Returns the shapes of a global batch; pairs have a noise, see `pairs.py`."""
     size, spec = experiment.data.batch_size, experiment.spec
     where = sharding.batch_sharding(mesh)
-    shapes = {"x": ((size, *spec.shape), np.float32)}
+    kind = np.int32 if spec.num_tokens else np.float32
+    shapes = {"x": ((size, *spec.shape), kind)}
     if spec.num_classes:
         shapes["label"] = ((size,), np.int32)
     if getattr(experiment.objective, "num_pairs", 0):

@@ -230,6 +230,10 @@ def check_same(other: Experiment, process: Process, spec: DataSpec, whose: str) 
         "process.schedule": tuple(
             getattr(p, "schedule", None) for p in (theirs, process)
         ),
+        "process.noise": tuple(getattr(p, "noise", None) for p in (theirs, process)),
+        "number of tokens": tuple(
+            getattr(p, "num_tokens", 0) for p in (theirs, process)
+        ),
         "shape of the data": (other.spec.shape, spec.shape),
         "number of classes": (other.spec.num_classes, spec.num_classes),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -10,7 +11,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 
-from diffusionlab import evaluate, multihost, pictures, report, restore, strip, workdir
+from diffusionlab import (
+    evaluate,
+    multihost,
+    pictures,
+    report,
+    restore,
+    strip,
+    texts,
+    workdir,
+)
 from diffusionlab import writers as writers_lib
 from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
@@ -77,7 +87,7 @@ class Hooks:
         self._evaluate(labels, step, state)
 
     def finish(self, step: int, state: TrainState) -> None:
-        """After the last step: a picture, every evaluator, the report, result.json.
+        """After the last step: samples, every evaluator, the report, result.json.
 
         result.json is the last act: a run that has one for this step is finished, and
         nothing is done again.
@@ -101,10 +111,16 @@ class Hooks:
     def _picture(self, step: int, state: TrainState) -> None:
         num = self._experiment.logging.num_samples
         x, labels = self._evaluation.draw_examples(self._params(state), num)
-        if multihost.is_main():
-            known = labels if self._experiment.spec.num_classes else None
+        if not multihost.is_main():
+            return
+        spec, folder = self._experiment.spec, self._folder / "samples"
+        known = labels if spec.num_classes else None
+        if texts.shows_text(spec):
+            decode = functools.partial(texts.of_tokens, self._experiment.train_source)
+            texts.save(folder / f"step_{step:08d}.txt", texts.blocks(decode(x), known))
+            strip.add_tokens(folder, step, x, decode)
+        else:
             picture = pictures.of_examples(x, known)
-            folder = self._folder / "samples"
             pictures.save_png(folder / f"step_{step:08d}.png", picture)
             strip.add(folder, step, x, known)
             self._writers.image(step, "samples", picture)
@@ -156,8 +172,9 @@ def _made(folder: pathlib.Path, written: pathlib.Path) -> str:
     lines = [f"done; look at {written}"]
     lines += [f"  {path}" for path in sorted((folder / "evals").glob("*.png"))]
     samples = folder / "samples"
-    lines += [f"  {path}" for path in sorted(samples.glob("step_*.png"))[-1:]]
-    lines += [f"  {path}" for path in samples.glob(strip.PICTURE)]
+    for kind in ("png", "txt"):
+        lines += [f"  {path}" for path in sorted(samples.glob(f"step_*.{kind}"))[-1:]]
+        lines += [f"  {path}" for path in samples.glob(f"strip.{kind}")]
     lines += [
         f"  {folder / name}" for name in ("metrics.jsonl", "evals", "checkpoints")
     ]

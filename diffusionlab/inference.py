@@ -314,16 +314,16 @@ def make_compute(experiment: Experiment, mesh) -> Callable[..., Any]:
 def make_room(mesh, timeout: float) -> Room:
     """Returns what feature networks are loaded with; see `features/base.py`."""
 
-    def open_run(folder: pathlib.Path, step: int | None):
+    def restored(folder: pathlib.Path, step: int | None):
         built = experiment_lib.of_run(folder, "run")
-        objective, checkpoints = built.objective, Checkpoints(folder)
+        checkpoints = Checkpoints(folder)
         steps = checkpoints.steps()
         if step is not None and step not in steps:
             raise ValueError(
                 f"step: no checkpoint of step {step} in '{folder}'; there are: {steps}."
             )
         newest = steps[-1] if step is None else step
-        chosen = multihost.all_of("which classifier", newest, timeout)[0]
+        chosen = multihost.all_of("which checkpoint", newest, timeout)[0]
         average = restore.default_ema(built)
         params = restore.restore(built, checkpoints, chosen, average, mesh)
         about = {
@@ -333,9 +333,18 @@ def make_room(mesh, timeout: float) -> Room:
             "step": chosen,
             "ema": average,
         }
-        return params, objective.features, about
+        return built, params, about
 
-    return Room(cache_folder(), open_run, timeout)
+    def open_run(folder: pathlib.Path, step: int | None):
+        built, params, about = restored(folder, step)
+        return params, built.objective.features, about
+
+    def open_language_model(folder: pathlib.Path, step: int | None):
+        built, params, about = restored(folder, step)
+        params = jax.tree.map(to_numpy, params)
+        return params, built.objective.token_log_probs, built.train_source, about
+
+    return Room(cache_folder(), open_run, timeout, open_language_model)
 
 
 @jax.jit

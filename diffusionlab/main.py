@@ -77,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--label", type=int, help="sample: class (all in turn)")
     p.add_argument("--seed", type=int, default=0, help="sample: seed of the samples")
     p.add_argument("--batch_size", type=int, default=64, help="sample: size of a part")
+    p.add_argument("--prompt", help="sample: text that every sample begins with")
+    p.add_argument("--infill", type=pathlib.Path, help="sample: a text to fill in")
+    p.add_argument(
+        "--blank", default="_", help="sample: a gap in --infill (%(default)s)"
+    )
     p.add_argument("--part", default="0/1", help="sample: K/N, of N processes")
     p.add_argument(
         "--out",
@@ -298,8 +303,9 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
     """Modes sample and eval."""
     import jax
 
-    from diffusionlab import evaluate, experiment, restore, sample, sharding
+    from diffusionlab import evaluate, experiment, infilling, restore, sample, sharding
 
+    given = infilling.read(args.prompt, args.infill, args.blank)
     if not sharding.fits(settings.Mesh(**config["mesh"])):
         print(f"config.mesh {config['mesh']} is for another machine: data=-1 here")
         config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
@@ -318,6 +324,7 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
             args.workdir,
             num_samples=args.num_samples,
             label=args.label,
+            given=given,
             seed=args.seed,
             step=args.step,
             ema=ema,

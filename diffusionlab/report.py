@@ -24,6 +24,7 @@ from diffusionlab import workdir as workdir_lib
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 _MAX_GRIDS = 24
 _MAX_IMAGE_BYTES = 4_000_000  # of all pictures together, before base64
+_MAX_TEXT = 20_000  # characters of samples
 _TILES = (
     *("frechet", "inception_score", "kernel", "agreement", "precision", "recall"),
     *("excess", "inside", "loss"),
@@ -72,7 +73,7 @@ def _page(workdir: pathlib.Path) -> str:
         ("Quality against steps", _evaluations(compared, workdir, budget)),
         (
             "Samples over time" if len(grids) > 1 else "Samples",
-            _slider(grids, budget) + _strip(workdir, grids, budget),
+            _slider(grids, budget) + _strip(workdir, grids, budget) + _texts(workdir),
         ),
         ("Loss by noise level", _canvas("levels", levels)),
         ("Curves", _canvas("charts", charts)),
@@ -208,6 +209,28 @@ def _strip(workdir: pathlib.Path, grids: list[pathlib.Path], budget: int) -> str
     if len(grids) < 2 or not path.is_file():
         return ""
     return _figure(path, "the same noise and labels over training", budget)
+
+
+def _texts(workdir: pathlib.Path) -> str:
+    """The newest samples of text, and below them the first ones over training."""
+    folder = workdir / "samples"
+    files = sorted(folder.glob("step_*.txt"))
+    if not files:
+        return ""
+    step = int(re.sub(r"\D", "", files[-1].stem) or 0)
+    parts = [f"<h3>text <small>at step {step:,}</small></h3>", _text(files[-1])]
+    if len(files) > 1 and (folder / strip.TEXT).is_file():
+        title = "<summary>the same noise over training</summary>"
+        parts.append(f"<details>{title}{_text(folder / strip.TEXT)}</details>")
+    return "".join(parts)
+
+
+def _text(path: pathlib.Path) -> str:
+    """The beginning of a file as it is."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        said = file.read(_MAX_TEXT)
+        more = "\n\u2026" if file.read(1) else ""
+    return f"<pre>{html.escape(said)}{more}</pre>"
 
 
 def _inline(path: pathlib.Path, budget: int) -> str:

@@ -1,4 +1,4 @@
-"""mode=sample: any number of samples from a run, as npz and as a picture.
+"""mode=sample: any number of samples from a run, as npz and as a picture or text.
 
 Sample i is a function of (seed, i) alone. The job is cut into parts of equal size; a
 part is written whole or not at all, so an interrupted job continues where it stopped,
@@ -15,7 +15,16 @@ import pathlib
 
 import numpy as np
 
-from diffusionlab import evaluate, inference, multihost, pictures, restore, workdir
+from diffusionlab import (
+    evaluate,
+    inference,
+    infilling,
+    multihost,
+    pictures,
+    restore,
+    texts,
+    workdir,
+)
 from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.experiment import Experiment
 
@@ -27,6 +36,7 @@ def sample(
     *,
     num_samples: int,
     label: int | None,
+    given: infilling.Given | None = None,
     seed: int,
     step: int | None,
     ema: str,
@@ -42,6 +52,7 @@ def sample(
       folder: the run directory.
       num_samples: how many.
       label: of every sample; None draws the classes in turn.
+      given: text that is part of every sample.
       seed: of the samples.
       step: of the checkpoint; None is the newest.
       ema: name of the average; see `restore.check_ema`.
@@ -50,7 +61,8 @@ def sample(
       out: folder of the job; by default one in `samples/` named after the job.
 
     Returns:
-      The folder with `samples.npz` (once every part is there) and `samples.png`.
+      The folder with `samples.npz` (once every part is there) and `samples.png`, or
+      `samples.txt` of tokens.
 
     Raises:
       ValueError: a flag does not fit the run, or `out` holds another job.
@@ -58,6 +70,7 @@ def sample(
     inference.check_samples(experiment)
     restore.check_ema(experiment, ema)
     _check(experiment, num_samples, label, batch_size, part)
+    sampler = infilling.sampler(experiment, given)
     checkpoints = Checkpoints(folder)
     timeout = experiment.checkpoint.barrier_timeout
     newest = evaluate.chosen_step(checkpoints, step)
@@ -70,6 +83,7 @@ def sample(
     step = newest
     name = f"step_{step:08d}_ema-{ema}_seed-{seed}_n-{num_samples}"
     name += "" if label is None else f"_label-{label}"
+    name += "" if given is None else f"_{given.flag}-{given.digest}"
     out = out or folder / "samples" / name
     job = {
         "run": str(folder),
@@ -79,6 +93,7 @@ def sample(
         "num_samples": num_samples,
         "label": label,
         "batch_size": batch_size,
+        "given": given and given._asdict(),
         **inference.sampler_record(experiment),
     }
     if any(experiment.references):
@@ -92,7 +107,7 @@ def sample(
     multihost.barrier("look for parts", timeout)
     if todo:
         params = restore.restore(experiment, checkpoints, step, ema, mesh)
-        draw = inference.make_draw(experiment, mesh)
+        draw = inference.make_draw(experiment, mesh, sampler)
     for start in todo:
         # Every part has the same size, so that sample i does not depend on its part.
         indices = np.arange(start, start + batch_size)
@@ -150,7 +165,8 @@ def _part_file(out: pathlib.Path, start: int) -> pathlib.Path:
 def _write_npz(file: pathlib.Path, x, labels, experiment) -> None:
     arrays = {"x": x} | ({"label": labels} if experiment.spec.num_classes else {})
     # Data lie in [-1, 1], samples may lie beyond: whoever reads them has to know.
-    arrays["range"] = np.float32([-1, 1])
+    if not texts.shows_text(experiment.spec):
+        arrays["range"] = np.float32([-1, 1])
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
     np.savez(temporary, **arrays)
     os.replace(temporary, file)
@@ -177,8 +193,12 @@ def _join(out: pathlib.Path, starts, experiment) -> None:
         if experiment.spec.num_classes
         else None
     )
-    picture = pictures.of_examples(x[:256], None if labels is None else labels[:256])
-    pictures.save_png(out / "samples.png", picture)
+    if texts.shows_text(experiment.spec):
+        said = texts.of_tokens(experiment.train_source, x)
+        texts.save(out / "samples.txt", texts.blocks(said, labels))
+    else:
+        shown = x[:256], None if labels is None else labels[:256]
+        pictures.save_png(out / "samples.png", pictures.of_examples(*shown))
     _write_npz(out / "samples.npz", x, labels, experiment)
     for file in files:
         file.unlink(missing_ok=True)

@@ -31,6 +31,11 @@ class TrainState:
     ema: dict[str, dict[str, Params]]
 
 
+# In the paths of parameters that a student has and its teacher need not: what they add
+# starts at zero.
+_ITS_OWN = ("condition", "noise/")
+
+
 @functools.cache
 def abstract_params(experiment: Experiment) -> dict[str, Any]:
     """Returns the shapes of the parameters by role."""
@@ -70,7 +75,7 @@ def overlay(params: Params, start: Params) -> Params:
 
     Raises:
       ValueError: `start` has a leaf that `params` has not, of this shape, or lacks one
-        that does not belong to a condition of the student's own.
+        that does not belong to a condition, or to noise, of the student's own.
     """
     wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     given = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(start)}
@@ -78,7 +83,7 @@ def overlay(params: Params, start: Params) -> Params:
         name: f"{getattr(given.get(name), 'shape', 'nothing')} there, "
         f"{getattr(wanted.get(name), 'shape', 'nothing')} here"
         for name in sorted({*wanted, *given})
-        if (name not in given and "condition" not in name)
+        if (name not in given and not any(own in name for own in _ITS_OWN))
         or name not in wanted
         or (name in given and wanted[name].shape != given[name].shape)
     }

@@ -1,6 +1,7 @@
 """Samples at fixed noise over training, in one picture: `samples/strip.png`.
 
-Every time a run makes a picture of its samples, the first few are kept. Sample i comes
+Every time a run makes a picture of its samples, the first few are kept. Those of text
+are in `samples/strip.txt` instead. Sample i comes
 from the same noise and the same label each time, so a column of the strip is one sample
 as training goes on.
 """
@@ -10,15 +11,18 @@ from __future__ import annotations
 import os
 import pathlib
 import zipfile
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffusionlab import pictures
+from diffusionlab import pictures, texts
 
 PICTURE = "strip.png"
+TEXT = "strip.txt"
 _STORE = "strip.npz"
 _NUM_IMAGES = 12
 _NUM_POINTS = 400
+_NUM_TEXTS = 4
 _MAX_SIDE = 64  # pixels of a stored image; a larger one is averaged down
 _MAX_ROWS = 40  # of the picture; all of them are stored
 _PANELS = 6  # scatter plots a row
@@ -38,14 +42,47 @@ def add(
       x: `[N, H, W, C]` in [-1, 1], or `[N, D]`; the first ones always from one noise.
       label: `[N]`, classes.
     """
-    kept = {s: part for s, part in _read(folder / _STORE).items() if s < step}
-    kept[step] = _small(x)
-    if any(part.shape[1:] != kept[step].shape[1:] for part in kept.values()):
-        kept = {step: kept[step]}
-    _write(folder / _STORE, kept)
+    kept = _keep(folder, step, _small(x))
     picture = draw(kept, label)
     pictures.save_png(folder / PICTURE, picture)
     return picture
+
+
+def add_tokens(
+    folder: pathlib.Path,
+    step: int,
+    x: np.ndarray,
+    decode: Callable[[np.ndarray], Sequence[str]],
+) -> str:
+    """Keeps the first samples of a step and returns the strip of their texts.
+
+    Args:
+      folder: the samples of the run; gets `strip.npz` and `strip.txt`.
+      step: as of `add`.
+      x: `[N, ...]`, tokens; the first ones always from one noise.
+      decode: tokens `[N, ...]` to N texts.
+    """
+    kept = _keep(folder, step, np.asarray(x[:_NUM_TEXTS]))
+    strip = texts.over_steps([(step, decode(kept[step])) for step in _chosen(kept)])
+    texts.save(folder / TEXT, strip)
+    return strip
+
+
+def _keep(folder: pathlib.Path, step: int, row: np.ndarray) -> dict[int, np.ndarray]:
+    """Stores the row of a step; returns the rows so far that it goes with."""
+    kept = {s: part for s, part in _read(folder / _STORE).items() if s < step}
+    kept[step] = row
+    if any(part.shape[1:] != row.shape[1:] for part in kept.values()):
+        kept = {step: row}
+    _write(folder / _STORE, kept)
+    return kept
+
+
+def _chosen(rows: dict[int, np.ndarray]) -> list[int]:
+    """The steps, newest last; of many an even choice."""
+    steps = sorted(rows)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, _MAX_ROWS).round().astype(int))
+    return [steps[i] for i in chosen]
 
 
 def draw(rows: dict[int, np.ndarray], label: np.ndarray | None = None) -> np.ndarray:
@@ -55,9 +92,7 @@ def draw(rows: dict[int, np.ndarray], label: np.ndarray | None = None) -> np.nda
       rows: step -> uint8 images `[N, H, W, C]` or points `[N, D]`.
       label: classes of the first N, the colours of points.
     """
-    steps = sorted(rows)
-    chosen = np.unique(np.linspace(0, len(steps) - 1, _MAX_ROWS).round().astype(int))
-    steps = [steps[i] for i in chosen]
+    steps = _chosen(rows)
     # Rows may differ in length where the number of samples was changed on the way.
     num = min(len(rows[step]) for step in steps)
     named = [(f"step {step:,}", rows[step][:num]) for step in steps]

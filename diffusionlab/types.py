@@ -42,12 +42,21 @@ class Network(NamedTuple):
       param_axes: rules `(regex over the parameter path, logical axes)`.
       features: `features(params, z, cond) -> (output, features [B, d])`, of a network
         that names what its last layer sees; others raise ValueError.
+      scores_targets: of tokens; given cond['target'], int32 tokens `[B, ...]`, it
+        answers their log-probabilities `[B, ...]` under the softmax of its logits,
+        which it then need not hold all at once.
+      is_causal: of tokens; what it says of a position follows from those before it.
+      noise_input: numbers of noise for each position that it takes as cond['noise'],
+        `[B, ..., noise_input]`.
     """
 
     init: Callable[[Array], Params]
     apply: Callable[..., Any]
     param_axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     features: Callable[..., tuple[Array, Array]] | None = None
+    scores_targets: bool = False
+    is_causal: bool = False
+    noise_input: int = 0
 
 
 class Prediction(NamedTuple):

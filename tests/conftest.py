@@ -103,30 +103,59 @@ def smoke():
     return resolve
 
 
-@pytest.fixture(scope="session")
-def teacher_run(smoke, tmp_path_factory):
-    """The directory of a denoiser of the 2-D mixture, trained for ten steps."""
+OF_TOKENS = ("discrete_moment_matching", "self_distillation_through_time")
+
+
+def _trained(config, overrides, folder):
+    """The directory of a run of ten steps without pictures and evaluators."""
     import signal
 
+    from diffusionlab import config as config_lib
     from diffusionlab import train
 
-    bare = ("logging.samples_every=0", "evals={}", "logging.tensorboard=False")
-    folder = tmp_path_factory.mktemp("teacher") / "run"
+    config = config_lib.load(f"{ROOT}/configs/{config}.py:smoke")
+    config_lib.override(config, overrides)
     handler = signal.getsignal(signal.SIGTERM)
-    assert train.train(smoke("mixture", *bare), folder) == train.DONE
+    assert train.train(config_lib.resolve(config), folder) == train.DONE
     signal.signal(signal.SIGTERM, handler)
     return folder
 
 
 @pytest.fixture(scope="session")
-def student(teacher_run):
+def teacher_run(tmp_path_factory):
+    """The directory of a denoiser of the 2-D mixture, trained for ten steps."""
+    bare = ("logging.samples_every=0", "evals={}", "logging.tensorboard=False")
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    return _trained("mixture/denoising", bare, folder)
+
+
+@pytest.fixture(scope="session")
+def teacher_of(request, tmp_path_factory):
+    """`teacher_of(method)`: the directory of a teacher of what a method distils."""
+
+    @functools.cache
+    def of_tokens():
+        bare = ("logging.samples_every=0", "evals={}", "logging.tensorboard=False")
+        folder = tmp_path_factory.mktemp("token_teacher") / "run"
+        return _trained("digits/tokens", bare, folder)
+
+    def find(method):
+        if method in OF_TOKENS:
+            return of_tokens()
+        return request.getfixturevalue("teacher_run")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def student(teacher_of):
     """`student(method, *overrides)`: the resolved smoke config of a student."""
     from diffusionlab import config as config_lib
     from diffusionlab import inherit
 
     def resolve(method, *overrides):
         config = config_lib.load(f"{ROOT}/configs/distillation/{method}.py:smoke")
-        inherit.override(config, [f"teacher={teacher_run}", *overrides])
+        inherit.override(config, [f"teacher={teacher_of(method)}", *overrides])
         return config_lib.resolve(config)
 
     return resolve

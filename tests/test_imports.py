@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # rows above. Each is a top-level name of the package.
 ROWS = [
     {"types", "keys", "registry", "settings", "progress", "multihost", "pictures",
-     "flops", "ema", "STARTED"},
+     "texts", "flops", "ema", "STARTED"},
     {"schedules", "config", "machine", "sharding", "optim", "averages", "preemption"},
     {"processes", "workdir", "writers"},
     {"inherit", "stored_tree"},
@@ -28,7 +28,7 @@ ROWS = [
     {"train_step", "checkpoint"},
     {"restore"},
     {"inference"},
-    {"sample", "evaluate", "compiled", "file_inputs", "teachers",
+    {"sample", "infilling", "evaluate", "compiled", "file_inputs", "teachers",
      "pairs"},
     {"hooks", "evaluate_files"},
     {"train"},
@@ -49,6 +49,7 @@ NARROW = {
         "metrics",
         "features",
         "multihost",
+        "objectives",
     },
     "schedules": {"types"},
     "processes": {"types", "schedules"},

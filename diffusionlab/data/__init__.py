@@ -9,6 +9,7 @@ REGISTRY = {
         "mixture": "diffusionlab.data.generated:Mixture",
         "npz": "diffusionlab.data.sources:Npz",
         "photos": "diffusionlab.data.sources:Photos",
+        "text": "diffusionlab.data.text:Text",
         "tfds": "diffusionlab.data.tfds:Tfds",
     },
     "augment": {

@@ -33,5 +33,12 @@ REGISTRY = {
         "tract": "diffusionlab.distillation.tract:Tract",
         "boot": "diffusionlab.distillation.boot:Boot",
         "reflow": "diffusionlab.distillation.reflow:Reflow",
+        "discrete_moment_matching": (
+            "diffusionlab.distillation.discrete_moment_matching:DiscreteMomentMatching"
+        ),
+        "self_distillation_through_time": (
+            "diffusionlab.distillation.self_distillation_through_time:"
+            "SelfDistillationThroughTime"
+        ),
     },
 }

@@ -109,6 +109,18 @@ def check(objective: Any) -> None:
 
 def check_sampler(objective: Any, sampler: Any) -> None:
     """Raises ValueError for a sampler that makes other steps than those trained."""
+    check_stops(objective, sampler)
+    if objective.num_steps > 1 and not _makes_equation_1(objective, sampler):
+        raise ValueError(
+            "name: a student of moment matching is sampled by 'ancestral' with "
+            "noise_exponent 0, or by 'ddim' with eta = config.objective.posterior_noise"
+            f" = {objective.posterior_noise} if that is not 1, or by 'consistency' "
+            "with config.objective.renoising 'independent'."
+        )
+
+
+def check_stops(objective: Any, sampler: Any) -> None:
+    """Raises ValueError unless the sampler's times are the grid that is trained."""
     base.check_num_steps(objective, sampler)
     found = np.asarray(sampler.times(objective.process.schedule))
     trained = stops(objective)
@@ -116,13 +128,6 @@ def check_sampler(objective: Any, sampler: Any) -> None:
         raise ValueError(
             f"grid: config.objective.grid trains the times {trained.round(4).tolist()},"
             f" and the sampler makes {found.round(4).tolist()}; give both one grid."
-        )
-    if objective.num_steps > 1 and not _makes_equation_1(objective, sampler):
-        raise ValueError(
-            "name: a student of moment matching is sampled by 'ancestral' with "
-            "noise_exponent 0, or by 'ddim' with eta = config.objective.posterior_noise"
-            f" = {objective.posterior_noise} if that is not 1, or by 'consistency' "
-            "with config.objective.renoising 'independent'."
         )
 
 

@@ -3,6 +3,7 @@
 REGISTRY = {
     "evaluator": {
         "denoising_loss": "diffusionlab.evals.denoising_loss:DenoisingLoss",
+        "elbo": "diffusionlab.evals.elbo:Elbo",
         "image_to_image": "diffusionlab.evals.image_to_image:ImageToImage",
         "inpainting": "diffusionlab.evals.inpainting:Inpainting",
         "inversion": "diffusionlab.evals.inversion:Inversion",
@@ -15,5 +16,6 @@ REGISTRY = {
             "diffusionlab.evals.sampler_comparison:SamplerComparison"
         ),
         "samples": "diffusionlab.evals.samples:Samples",
+        "text_quality": "diffusionlab.evals.text_quality:TextQuality",
     }
 }

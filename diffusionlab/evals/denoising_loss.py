@@ -65,6 +65,9 @@ class DenoisingLoss:
             for place, part, weight in zip(at, total, count, strict=True):
                 if weight > 0:
                     numbers[f"{name}/{place:g}"] = float(part / weight)
+        if "bits_per_token" in numbers:
+            # Of the mean: a mean of perplexities is another number.
+            numbers["perplexity"] = float(2.0 ** numbers["bits_per_token"])
         drawn = self.num_batches * self.batch_size
         note = f"{drawn} noise draws over {min(size, drawn)} held-out examples"
         return types.EvalResult(numbers, {"data": note})

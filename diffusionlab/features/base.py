@@ -52,11 +52,15 @@ class Room(NamedTuple):
       open_run: `open_run(folder, step) -> (params, apply, about)` of a classifier that
         this program trained; `apply(params, x) -> {'features', 'logits'}`.
       timeout: seconds that one of several processes waits for the others.
+      open_language_model: `open_language_model(folder, step) -> (params, log_probs,
+        source, about)` of a language model that this program trained, on the host;
+        `log_probs(params, tokens) -> [B, L]`, `source` has the tokens' texts.
     """
 
     cache: pathlib.Path
     open_run: Callable[..., tuple[Any, Callable, Mapping[str, Any]]]
     timeout: float = 600.0
+    open_language_model: Callable[..., tuple[Any, Callable, Any, Any]] | None = None
 
 
 def cache_folder() -> pathlib.Path:

@@ -12,6 +12,7 @@ import math
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
@@ -55,6 +56,36 @@ def fourier_features(logsnr: Array, width: int) -> Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def rotary_angles(positions: Array, features: int) -> Array:
+    """By how much each pair of features of a head turns, `[L, features / 2]` float32.
+
+    Pair j of n turns by position / 10000^(j / n). Several axes share the pairs out.
+
+    Args:
+      positions: `[L, axes]`.
+      features: of a head, even and at least two per axis.
+
+    Source: Su et al. 2021 (arXiv 2104.09864), equation 34.
+    """
+    angles = []
+    shares = np.array_split(np.arange(features // 2), positions.shape[1])
+    for axis, share in enumerate(shares):
+        frequencies = 10_000.0 ** (-np.arange(len(share)) / len(share))
+        angles.append(positions[:, axis, None] * frequencies)
+    return jnp.concatenate([jnp.asarray(a, jnp.float32) for a in angles], axis=1)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Returns x `[B, L, heads, features]`, its pairs turned by angles `[L, pairs]`.
+
+    The inner product of two turned vectors depends on the difference of their angles.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    turned = [first * cos - second * sin, first * sin + second * cos]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
 class Embedding(nn.Module):
     """Noise level and class as one vector `[B, width]`; class `num_classes` is null.
 
@@ -64,18 +95,22 @@ class Embedding(nn.Module):
     Attributes:
       conditions: names of further numbers in cond, `[B]` each. What they add starts at
         zero: a network with a new condition is the same as before.
+      noise_level: whether the noise level is part of it.
     """
 
     spec: DataSpec
     width: int
     dtype: str
     conditions: tuple[str, ...] = ()
+    noise_level: bool = True
 
     @nn.compact
     def __call__(self, cond: Cond) -> Array:
-        h = fourier_features(cond["logsnr"], min(self.width, 128))
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(h.astype(self.dtype))
-        h = nn.Dense(self.width, dtype=self.dtype, name="out")(nn.silu(h))
+        h = jnp.zeros((), self.dtype)
+        if self.noise_level:
+            h = fourier_features(cond["logsnr"], min(self.width, 128))
+            h = nn.Dense(self.width, dtype=self.dtype, name="in")(h.astype(self.dtype))
+            h = nn.Dense(self.width, dtype=self.dtype, name="out")(nn.silu(h))
         if self.spec.num_classes:
             table = nn.Embed(
                 self.spec.num_classes + 1,
@@ -101,13 +136,18 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over `[B, L, D]`; queries and keys are RMS-normalised per head."""
+    """Self-attention over `[B, L, D]`; queries and keys are RMS-normalised per head.
+
+    With `angles` of `rotary_angles` they are turned by their positions. `causal` lets a
+    position see those before it and itself.
+    """
 
     num_heads: int
     dtype: str
+    causal: bool = False
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, angles: Array | None = None) -> Array:
         width = h.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
 
@@ -119,7 +159,11 @@ class Attention(nn.Module):
 
         query = nn.RMSNorm(dtype=self.dtype, name="query_norm")(project("query"))
         key = nn.RMSNorm(dtype=self.dtype, name="key_norm")(project("key"))
-        attended = jax.nn.dot_product_attention(query, key, project("value"))
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        attended = jax.nn.dot_product_attention(
+            query, key, project("value"), is_causal=self.causal
+        )
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -147,7 +191,7 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, shifted, scaled and gated by the embedding.
+    """Pre-norm attention and MLP, shifted, scaled and gated by the embedding, if any.
 
     Source: adaLN-Zero of Peebles & Xie (2022), arXiv 2212.09748, section 3.2.
     """
@@ -156,20 +200,25 @@ class TransformerBlock(nn.Module):
     mlp_ratio: int
     dropout: float
     dtype: str
+    causal: bool = False
 
     @nn.compact
-    def __call__(self, h: Array, emb: Array, train: bool) -> Array:
-        width = h.shape[-1]
-        modulation = nn.Dense(
-            6 * width,
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="modulation",
-        )(emb)
-        # Not a matter of speed: where 'fsdp' and 'tensor' both divide the kernels, XLA
-        # (jax 0.10) mixes up examples if it is left to choose how this one lies.
-        modulation = shard(modulation, "batch", None)[:, None, :]
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, -1)
+    def __call__(
+        self, h: Array, emb: Array | None, train: bool, angles: Array | None = None
+    ) -> Array:
+        parts = (0.0,) * 6
+        if emb is not None:
+            modulation = nn.Dense(
+                6 * h.shape[-1],
+                kernel_init=nn.initializers.zeros,
+                dtype=self.dtype,
+                name="modulation",
+            )(emb)
+            # Not a matter of speed: where 'fsdp' and 'tensor' both divide the kernels,
+            # XLA (jax 0.10) mixes up examples if it chooses how this one lies.
+            modulation = shard(modulation, "batch", None)[:, None, :]
+            parts = jnp.split(modulation, 6, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
 
         def norm(name):
             return nn.LayerNorm(
@@ -179,8 +228,8 @@ class TransformerBlock(nn.Module):
         # Gates start at 1 and projections at 0: the block is the identity all the same,
         # and the gradient reaches the projections in the first step.
         branch = norm("norm1")(h) * (1 + scale1) + shift1
-        branch = Attention(self.num_heads, self.dtype, name="attention")(branch)
-        h = h + (1 + gate1) * branch
+        attend = Attention(self.num_heads, self.dtype, self.causal, name="attention")
+        h = h + (1 + gate1) * attend(branch, angles)
         branch = norm("norm2")(h) * (1 + scale2) + shift2
         mlp = Mlp(self.mlp_ratio, self.dropout, self.dtype, name="mlp")
         return shard(
@@ -201,9 +250,17 @@ class Transformer(nn.Module):
     unroll: bool
     remat: str
     dtype: str
+    causal: bool = False
 
     @nn.compact
-    def __call__(self, h: Array, emb: Array, *, train: bool) -> Array:
+    def __call__(
+        self,
+        h: Array,
+        emb: Array | None,
+        *,
+        train: bool,
+        angles: Array | None = None,
+    ) -> Array:
         body = TransformerBlock
         if self.remat:
             body = nn.remat(
@@ -213,17 +270,22 @@ class Transformer(nn.Module):
                 prevent_cse=False,
             )
         block = body(
-            self.num_heads, self.mlp_ratio, self.dropout, self.dtype, name="block"
+            self.num_heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.dtype,
+            self.causal,
+            name="block",
         )
         scan = nn.scan(
-            lambda block, h, emb: (block(h, emb, train), None),
+            lambda block, h, emb, angles: (block(h, emb, train, angles), None),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_layers,
             unroll=self.num_layers if self.unroll else 1,
         )
-        return scan(block, h, emb)[0]
+        return scan(block, h, emb, angles)[0]
 
 
 def check_transformer(width: int, num_heads: int, remat: str) -> None:

@@ -18,7 +18,9 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
 
     Args:
       module: has the fields `spec` and `dtype`, and the rules `PARAM_AXES`; one that
-        does not see data has an `input_shape`, one that sees tokens `sees_tokens`.
+        does not see data has an `input_shape`, one that sees tokens `sees_tokens`,
+        and `scores_targets`, `is_causal` and `noise_input` where it is what `Network`
+        says of them.
       spec: the data it sees, for the shapes at initialisation.
     """
     dtype = jnp.dtype(module.dtype)
@@ -57,4 +59,12 @@ def as_network(module: nn.Module, spec: DataSpec) -> Network:
         (found,) = state[FEATURES]["features"]
         return raw.astype(jnp.float32), found.astype(jnp.float32)
 
-    return Network(init, apply, module.PARAM_AXES, features)
+    return Network(
+        init,
+        apply,
+        module.PARAM_AXES,
+        features,
+        scores_targets=getattr(module, "scores_targets", False),
+        is_causal=getattr(module, "is_causal", False),
+        noise_input=getattr(module, "noise_input", 0),
+    )

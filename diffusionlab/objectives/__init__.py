@@ -3,6 +3,8 @@
 REGISTRY = {
     "objective": {
         "denoising": "diffusionlab.objectives.denoising:Denoising",
+        "discrete": "diffusionlab.objectives.discrete:Discrete",
+        "language_model": "diffusionlab.objectives.language_model:LanguageModel",
         "noisy_classification": "diffusionlab.objectives.noisy_classification:"
         "NoisyClassification",
     },

@@ -26,7 +26,8 @@ What a network can answer, [..., K] for each position:
 
     denoiser        logits of p(x_i | z_t)
     leave_one_out   logits of p(x_i | z_t without i)
-    score           log of SEDD's concrete score, s_j = q(z with j at i) / q(z)
+    score           log of SEDD's concrete score, s_j = q(z with j at i) / q(z); of
+                    masked tokens over alpha / (1 - alpha): the denoiser's logits again
 
 Data are tokens, integers `[B, ...]`, or numbers in [-1, 1] such as pixels, which
 `levels` makes tokens of: `encode` on the way in, `decode` on the way out.
@@ -165,7 +166,7 @@ class Categorical:
         """
         logits = raw.astype(jnp.float32)
         if self.is_masked:
-            # A score is the denoiser times alpha / (1 - alpha), whatever the token.
+            # Scores, too, are the denoiser times a number.
             known = _log_one_hot(z_t, self.num_tokens)
             hidden = jnp.expand_dims(z_t == self.mask, -1)
             logits = jnp.where(hidden, jax.nn.log_softmax(logits), known)

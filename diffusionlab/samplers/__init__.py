@@ -24,9 +24,14 @@ REGISTRY = {
         "gradient_estimation": (
             "diffusionlab.samplers.gradient_estimation:GradientEstimation"
         ),
+        "token_ancestral": "diffusionlab.samplers.tokens:TokenAncestral",
+        "token_tweedie": "diffusionlab.samplers.tokens:TokenTweedie",
+        "token_remasking": "diffusionlab.samplers.token_orders:TokenRemasking",
+        "token_confidence": "diffusionlab.samplers.token_orders:TokenConfidence",
     },
     "grid": {
         "uniform": "diffusionlab.samplers.grids:Uniform",
+        "cosine": "diffusionlab.samplers.grids:Cosine",
         "quadratic": "diffusionlab.samplers.grids:Quadratic",
         "logsnr": "diffusionlab.samplers.grids:Logsnr",
         "rho": "diffusionlab.samplers.grids:Rho",

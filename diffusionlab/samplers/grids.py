@@ -4,6 +4,7 @@ With i = 0 ... N and u_i = 1 - i / N, before the schedule is asked:
 
     uniform    t = u
     quadratic  t = u^power                                                          (1)
+    cosine     t = cos(pi/2 (1 - u))
     logsnr     equal steps in logsnr
     rho        sigma / alpha = (low^(1/rho) + u (high^(1/rho) - low^(1/rho)))^rho,
                and a last step to t = 0                                             (2)
@@ -20,7 +21,8 @@ them start at t = 1 but (2), which starts at the level `high`, (4) where it lead
 
 Source: Song, Meng and Ermon 2021 (arXiv 2010.02502), appendix D.2, for (1); Karras et
 al. 2022 (arXiv 2206.00364), equation 5, for (2); Lu et al. 2022 (arXiv 2206.00927) for
-equal steps in logsnr; Esser et al. 2024 (arXiv 2403.03206), equation 23, for (3).
+equal steps in logsnr; Esser et al. 2024 (arXiv 2403.03206), equation 23, for (3); Shi
+et al. 2024, MD4 (arXiv 2406.04329), for cosine.
 """
 
 from __future__ import annotations
@@ -76,6 +78,19 @@ class Quadratic:
 
     def __call__(self, schedule: Schedule, num_steps: int) -> Array:
         return _u(num_steps) ** np.float32(self.power)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Short steps near t = 1: of tokens few are revealed while little is known.
+
+    With `alpha_linear` it is `uniform` with `alpha_cosine`; the two together are too
+    much of it.
+    """
+
+    def __call__(self, schedule: Schedule, num_steps: int) -> Array:
+        angle = math.pi / 2 * (1.0 - _u(num_steps).astype(np.float64))
+        return np.append(np.cos(angle[:-1]), 0.0).astype(np.float32)
 
 
 def _to_zero(inner: Array) -> Array:

@@ -207,8 +207,10 @@ def is_deterministic(
 
     This is tried, on data N(0, sigma_data²) of `shape`, and not declared, so it holds
     for every sampler with any options: one with churn between noise levels that its
-    times do not meet draws no noise.
+    times do not meet draws no noise. Tokens are always drawn.
     """
+    if getattr(process, "kind", "gaussian") == "categorical":
+        return False
     times = sampler.times(process.schedule)
     exact = stability.denoiser(process)
 

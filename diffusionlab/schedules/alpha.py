@@ -150,7 +150,9 @@ class Cosine(_Alpha):
         return jnp.sin(math.pi / 2 * t)
 
     def _inverse(self, alpha, noise):
-        return jnp.arcsin(noise) * 2 / math.pi
+        # By whichever is small: the arcsin of a noise near 1 has half its digits.
+        much = 1 - jnp.arcsin(jnp.sqrt(alpha / 2)) * 4 / math.pi
+        return jnp.where(noise < 0.5, jnp.arcsin(noise) * 2 / math.pi, much)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,8 +176,12 @@ class Polynomial(_Alpha):
             raise ValueError(f"power: must be positive, got {self.power}.")
 
     def _alpha(self, t):
-        # Through the logarithm, which keeps the digits near t = 1.
-        return -jnp.expm1(self.power * jnp.log(jnp.maximum(t, 1e-30)))
+        # Near t = 1 the logarithm keeps the digits of alpha; it would lose those of
+        # its derivative near t = 0.
+        noise = t**self.power
+        is_small = noise < 0.5
+        log_t = jnp.log(jnp.where(is_small, 1.0, t))
+        return jnp.where(is_small, 1 - noise, -jnp.expm1(self.power * log_t))
 
     def _noise(self, t):
         return t**self.power

@@ -40,6 +40,11 @@ def make_array_record(folder):
     return {"path": str(folder)}
 
 
+def make_text(folder):
+    (folder / "a.txt").write_text("a text of some words, held out at its end. " * 9)
+    return {"path": str(folder), "length": 8}
+
+
 MAKE = {
     "array_record": make_array_record,
     "digits": lambda folder: {},
@@ -48,6 +53,7 @@ MAKE = {
     "mixture": lambda folder: {"size": 100},
     "npz": make_npz,
     "photos": lambda folder: {},
+    "text": make_text,
 }
 
 
@@ -66,17 +72,23 @@ def test_a_source_obeys_the_protocol(name, make, tmp_path):
         assert source.spec.num_classes == len(spec.class_names)
         assert len(source) > 0
         batch = arrays.spread(source, 6)
-        assert batch["x"].dtype == np.float32 and batch["label"].dtype == np.int32
+        assert batch["x"].dtype == (np.int32 if spec.num_tokens else np.float32)
         assert batch["x"].shape[1:] == spec.shape
+        if spec.num_tokens:
+            assert 0 <= batch["x"].min() <= batch["x"].max() < spec.num_tokens
+        # Text has no classes.
+        label = batch.get("label", np.zeros(len(batch["x"]), np.int32))
+        assert label.dtype == np.int32
         if len(spec.shape) == 3:
             assert np.abs(batch["x"]).max() <= 1
-        assert np.all((batch["label"] >= 0) & (batch["label"] < spec.num_classes))
+        if spec.num_classes:
+            assert np.all((label >= 0) & (label < spec.num_classes))
         rows = np.arange(len(batch["x"])) * len(source) // len(batch["x"])
         again = dataclasses.replace(source)
         for row, index in enumerate(rows):
             one = again[int(index)]
             np.testing.assert_array_equal(one["x"], batch["x"][row])
-            assert one["label"] == batch["label"][row]
+            assert one.get("label", 0) == label[row]
     with pytest.raises(ValueError, match="split: expected 'train' or 'test'"):
         dataclasses.replace(source, split="valid")
 

@@ -7,6 +7,7 @@ and metrics hold as golden numbers.
 import numpy as np
 
 WIDTH, DEPTH, HIDDEN = 128, 2, 96
+ENDS = ("weight", "bias")
 
 
 def _fill(generator, shapes):
@@ -156,3 +157,28 @@ def normal(*shape):
 def pictures(*shape):
     """Returns float32 noise in [-1, 1]."""
     return np.random.default_rng(7).uniform(-1, 1, size=shape).astype(np.float32)
+
+
+def gpt2(vocabulary=23, context=12):
+    """Returns GPT-2 of two layers with two heads of 64, with Hugging Face's names."""
+    generator = np.random.default_rng(8)
+    shapes = {"wte.weight": (vocabulary, WIDTH), "wpe.weight": (context, WIDTH)}
+    linear = {}
+    for i in range(DEPTH):
+        layer = f"h.{i}."
+        linear[f"{layer}attn.c_attn"] = (WIDTH, 3 * WIDTH)
+        linear[f"{layer}attn.c_proj"] = (WIDTH, WIDTH)
+        linear[f"{layer}mlp.c_fc"] = (WIDTH, 4 * WIDTH)
+        linear[f"{layer}mlp.c_proj"] = (4 * WIDTH, WIDTH)
+        shapes |= {f"{layer}ln_{j}.{k}": (WIDTH,) for j in (1, 2) for k in ENDS}
+    shapes |= {f"ln_f.{k}": (WIDTH,) for k in ENDS}
+    # Linear maps are [in, out] in this file.
+    for name, (into, out) in linear.items():
+        shapes |= {f"{name}.weight": (into, out), f"{name}.bias": (out,)}
+    arrays = {}
+    for name, shape in shapes.items():
+        normal = generator.normal(size=shape)
+        is_norm = "ln_" in name and name.endswith("weight")
+        scale = 0.3 if len(shape) == 1 or shape[0] <= 64 else shape[0] ** -0.5
+        arrays[name] = (is_norm + scale * normal).astype(np.float32)
+    return arrays

@@ -50,13 +50,13 @@ def test_a_restart_where_a_method_changes_leaves_no_trace(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_resumes_samples_and_evaluates(
-    method, student, teacher_run, contents, same, rows, tmp_path, capsys
+    method, student, teacher_of, contents, same, rows, tmp_path, capsys
 ):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     config = student(method, *BARE)
     assert train.train(config, whole) == train.DONE
     moved = tmp_path / "moved"
-    shutil.copytree(teacher_run, moved)
+    shutil.copytree(teacher_of(method), moved)
     words = [f"--config={ROOT}/configs/distillation/{method}.py:smoke"]
     words += [f"--workdir={broken}", f"--config.teacher={moved}"]
     bare = [f"--config.{word}" for word in (*BARE, "train.num_steps=5")]

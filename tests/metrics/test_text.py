@@ -58,3 +58,54 @@ def test_bits_per_dimension_by_hand():
         bits_per_dim(1.0, 0)
     with pytest.raises(ValueError, match="levels: must be at least 2"):
         bits_per_dim(1.0, 1, levels=1)
+
+
+def test_an_error_of_the_mean_over_samples():
+    log_p = -np.array([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0], [2.0, 2.0]])
+    mean, error = text.mean_and_error(log_p, np.ones((4, 2), bool))
+    assert mean == pytest.approx(2)
+    assert error == pytest.approx(np.std([1, 3, 2, 2], ddof=1) / 2)
+    assert np.isnan(text.mean_and_error(log_p[:1], np.ones((1, 2), bool))[1])
+
+
+def test_distinct_by_hand():
+    tokens = np.array([[0, 1, 0, 1], [0, 1, 2, 2]])
+    assert text.distinct(tokens, 1) == 3 / 8
+    # 01 10 01, 01 12 22
+    assert text.distinct(tokens, 2) == 4 / 6
+    assert text.distinct(tokens, 4) == 1
+    with pytest.raises(ValueError, match="n: must be in 1 ... 4, got 5"):
+        text.distinct(tokens, 5)
+
+
+def slow_runs(tokens, train):
+    found = np.zeros(tokens.shape, int)
+    for b, row in enumerate(tokens):
+        for i in range(len(row)):
+            for other in train:
+                for j in range(len(other)):
+                    n = 0
+                    while max(i + n - len(row), j + n - len(other)) < 0:
+                        if row[i + n] != other[j + n]:
+                            break
+                        n += 1
+                    found[b, i] = max(found[b, i], n)
+    return found
+
+
+@pytest.mark.parametrize("length, other", [(5, 9), (8, 3), (1, 1), (6, 6)])
+def test_copied_runs_are_those_of_every_pair_of_positions(length, other):
+    generator = np.random.default_rng(length)
+    tokens = generator.integers(0, 3, (4, length))
+    train = generator.integers(0, 3, (5, other))
+    train[0, : min(length, other)] = tokens[0, : min(length, other)]
+    found = text.copied_runs(tokens, train)
+    np.testing.assert_array_equal(found, slow_runs(tokens, train))
+
+
+def test_copied_runs_end_where_a_row_does():
+    tokens = np.array([[1, 2, 3, 4]])
+    found = text.copied_runs(tokens, np.array([[0, 1, 2], [3, 4, 5]]))
+    np.testing.assert_array_equal(found, [[2, 1, 2, 1]])
+    with pytest.raises(ValueError, match="train: expected integers"):
+        text.copied_runs(tokens, np.zeros((2, 2)))

@@ -41,7 +41,12 @@ EXACT = ("gaussian", "gaussian_mixture")
 # One number per example from logsnr alone, for the loss and not for samples.
 SCALAR = ("uncertainty",)
 # They answer with logits, not with data; they have tests of their own.
-LOGITS = ("classifier", "discriminator")
+LOGITS = (
+    "causal_transformer",
+    "classifier",
+    "discriminator",
+    "token_transformer",
+)
 NAMES = sorted({*registry.table("network")} - {*EXACT, *SCALAR, *LOGITS})
 BATCH = 8
 

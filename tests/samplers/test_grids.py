@@ -62,6 +62,8 @@ def levels(schedule, t):
 @pytest.mark.parametrize("name", registry.table("schedule"))
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: "-".join(map(str, b.values())))
 def test_times_lead_strictly_from_noise_to_data(block, name):
+    if "rho" in str(block) and name.startswith("alpha_"):
+        pytest.skip("levels sigma / alpha are of gaussian noise")
     for num_steps in NUM_STEPS:
         if block["name"] == "custom":
             # A custom grid has one length: any strictly decreasing list is taken.

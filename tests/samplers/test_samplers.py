@@ -21,7 +21,7 @@ from diffusionlab.schedules.flow import Flow
 from diffusionlab.schedules.variance_exploding import VarianceExploding
 from diffusionlab.types import DataSpec, Prediction
 
-SAMPLERS = list(registry.table("sampler"))
+SAMPLERS = [name for name in registry.table("sampler") if "token_" not in name]
 # What a sampler needs on vectors of a few entries beside its number of steps.
 OPTIONS = {
     "covariance": {"basis": {"name": "pixel_isotropic"}},
