@@ -79,9 +79,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch_size", type=int, default=64, help="sample: size of a part")
     p.add_argument("--prompt", help="sample: text that every sample begins with")
     p.add_argument("--infill", type=pathlib.Path, help="sample: a text to fill in")
-    p.add_argument(
-        "--blank", default="_", help="sample: a gap in --infill (%(default)s)"
-    )
+    p.add_argument("--blank", default="_", help="sample: gap in --infill (_)")
     p.add_argument("--part", default="0/1", help="sample: K/N, of N processes")
     p.add_argument(
         "--out",

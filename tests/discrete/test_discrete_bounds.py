@@ -16,6 +16,7 @@ import pytest
 
 from diffusionlab.objectives import discrete_losses as losses
 from diffusionlab.objectives.discrete import chain_times, nelbo
+from diffusionlab.types import CategoricalPrediction
 
 CHAIN, BITS, FAIR = enumerated.chain(), enumerated.bits(0.9), enumerated.bits()
 CHAIN_X = np.array([[0, 0, 0], [2, 1, 0], [1, 2, 2]])
@@ -137,6 +138,14 @@ def test_chains_of_uniform_noise_bound_and_converge():
     np.testing.assert_allclose(found[0], 2 * math.log(2), atol=2e-6)
     # It falls as 1 / T: the last ratio is near 2.
     assert np.all(np.diff(gap) < 0) and 1.8 < gap[-2] / gap[-1] < 2.2
+
+
+def test_seen_tokens_cost_nothing_whatever_is_said_of_them():
+    process = oracles.process_of(CHAIN, "masked")
+    said = CategoricalPrediction(jnp.full((1, 3, 3), -math.log(3)))
+    x, z = jnp.int32([[0, 1, 2]]), jnp.int32([[0, 3, 2]])
+    found = losses.read(process, said, x, z).surprise
+    np.testing.assert_allclose(found, [[0, math.log(3), 0]], rtol=1e-6)
 
 
 @functools.partial(jax.jit, static_argnums=0)

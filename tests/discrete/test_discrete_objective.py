@@ -134,7 +134,7 @@ def test_elbo_of_an_exact_network_is_a_bound_wherever_it_is_cut(noise, min_t):
 
 
 def test_score_entropy_of_uniform_noise_is_cut_at_both_ends():
-    cut = 0.2
+    cut = 0.3
     process = oracles.process_of(CHAIN, "uniform", prediction="score")
 
     def scores(params, z, cond, **how):
@@ -164,7 +164,7 @@ def test_score_entropy_of_uniform_noise_is_cut_at_both_ends():
         CHAIN.probs @ oracles.expected(CHAIN, process, rate, *args)[:, 0]
         for rate in (closing, losses.surprise)
     )
-    assert best < last < best + 0.2
+    assert best < last < best + 0.5
     bound = middle + prior + last
     count = 40_000
     loss = 3 * run(it, inputs(data(count)))[0]

@@ -179,7 +179,8 @@ def test_every_sampler_leaves_what_each_example_has_been_given(sampler):
     around = Fixed(sampler=sampler, tokens=x, known=known)
     around.check(MASKED, MASKED.spec)
     predict = pushed.oracle(CHAIN, MASKED)
-    found = np.asarray(base.sample(around, MASKED, predict, keys, (3,)))
+    sampled = jax.jit(lambda k: base.sample(around, MASKED, predict, k, (3,)))
+    found = np.asarray(sampled(keys))
     np.testing.assert_array_equal(found[known], x[known])
     assert found.min() >= 0 and found.max() < 3
 
@@ -189,8 +190,11 @@ def test_the_surest_first_counts_only_what_is_unknown():
     z = jnp.full((1, 3), MASKED.mask)
     keys = jax.random.split(jax.random.key(0), 1)
     t, s = jnp.float32(1), jnp.float32(0.5)
-    state = around.init(z, t)
-    state = around.step(MASKED, pushed.oracle(CHAIN, MASKED), state, t, s, keys)
+    predict = pushed.oracle(CHAIN, MASKED)
+    step = jax.jit(
+        lambda z: around.step(MASKED, predict, around.init(z, t), t, s, keys)
+    )
+    state = step(z)
     assert state.num_masks[0] == 2 and np.sum(state.z == MASKED.mask) == 1
 
 
