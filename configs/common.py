@@ -95,7 +95,7 @@ def distillation(
     if variant == "":
         config.teacher = dict(run="runs/digits", start="")
         config.ema.main.decay = 0.99  # runs of a thousand steps
-        config.data = dict(batch_size=128)
+        config.data = dict(batch_size=64)
         config.evals = dict(samples=dict(name="samples", num_samples=1500))
     else:
         config.teacher = dict(run="runs/solved", start="runs/mixture")
