@@ -17,7 +17,6 @@ With no --run the table is that of the n-gram models of Python's help.
 """
 
 import argparse
-import json
 import pathlib
 
 import numpy as np
@@ -142,10 +141,16 @@ def _evaluate(run: pathlib.Path) -> None:
 
 def table(block: dict, run: pathlib.Path | None, max_order: int) -> str:
     """Returns the whole comparison as lines of text."""
+    if max_order < 1:
+        raise ValueError(f"--max_order: must be at least 1, got {max_order}.")
     splits = [
         registry.build("source", {**block, "split": split}, "config.data.source")
         for split in ("train", "test")
     ]
+    if not hasattr(splits[0], "tokens"):
+        raise ValueError(f"--run: its data are '{block['name']}', and no text.")
+    # Before the counting: a run that has no bound is refused at once.
+    reached = None if run is None else bound(run)
     train, test = (source.tokens for source in splits)
     num_tokens = splits[0].spec.num_tokens
     letters = block.get("tokenizer", "characters") == "characters"
@@ -155,9 +160,8 @@ def table(block: dict, run: pathlib.Path | None, max_order: int) -> str:
     ]
     found = bits(train, test, num_tokens, max_order)
     lines += [f"  {n}-gram      {b:.3f}" for n, b in enumerate(found, 1)]
-    if run is not None:
-        number, step = bound(run)
-        best = min(found)
+    if reached is not None:
+        (number, step), best = reached, min(found)
         word = "below" if number < best else "above"
         lines.append(f"  {run}  at most {number:.3f}, at step {step:,}")
         lines.append(f"  {abs(best - number):.3f} {word} the best of the n-grams")
@@ -171,8 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     block = PYDOC
     if args.run is not None:
-        config = json.loads((args.run / "config.json").read_text())
-        block = config["data"]["source"]
+        block = workdir.read_config(args.run)["data"]["source"]
     print(table(block, args.run, args.max_order))
 
 

@@ -109,6 +109,13 @@ def _check_evaluator(experiment: Any, evaluator: Any, path: str) -> None:
             f"{path}: {type(evaluator).__name__} measures numbers such as pixels, and "
             "the data are tokens."
         )
+    predicts = hasattr(experiment.objective, "predict")
+    if getattr(evaluator, "needs_predictions", True) and not predicts:
+        raise ValueError(
+            f"{path}: {type(evaluator).__name__} needs samples or predictions, and the "
+            f"objective '{experiment.config['objective']['name']}' makes none; take "
+            "'denoising_loss', which measures the loss on held-out data."
+        )
     for sampler in _samplers(evaluator, path):
         check_sampler(sampler, experiment, f"{path}.sampler")
     try:

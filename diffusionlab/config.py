@@ -119,8 +119,9 @@ def override(config: ml_collections.ConfigDict, assignments: Iterable[str]) -> N
                 )
             block = inner
         value = _parse(text)
-        if isinstance(block.get(last), str) and not isinstance(value, str | None):
-            # '2024_10_01' is a name of a folder here, and no number.
+        is_word = isinstance(value, str | None) and text != "none"
+        if isinstance(block.get(last), str) and not is_word:
+            # '2024_10_01' is a name of a folder here, and no number; 'none' is a word.
             value = text
         _set(block, last, value, f"config.{path}")
 

@@ -217,6 +217,11 @@ def _teacher(
     check_same(teacher, process, spec, whose)
     if not hasattr(teacher.objective, "predict"):
         raise ValueError(f"{whose}: makes no predictions; it is no denoiser.")
+    if getattr(teacher.objective, "input_noise", "none") != "none":
+        raise ValueError(
+            f"{whose}: is a student that answers for one draw of its input_noise, and "
+            "is no denoiser; take its own teacher."
+        )
     if block["ema"]:
         averages.check(teacher.ema, block["ema"], "config.teacher.ema")
     return teacher

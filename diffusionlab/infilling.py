@@ -42,18 +42,25 @@ class Given(NamedTuple):
 
 
 def read(
-    prompt: str | None, infill: pathlib.Path | None, blank: str = "_"
+    prompt: str | None,
+    infill: pathlib.Path | None,
+    blank: str = "_",
+    mode: str = "sample",
 ) -> Given | None:
     """Returns what --prompt, --infill and --blank say; None where nothing is given.
 
     The line end at the end of a file is not part of its text.
 
     Raises:
-      ValueError: both are given, one is empty, or the blank is no one character.
+      ValueError: both are given, one is empty, the blank is no one character, or the
+        mode draws no samples to a file.
       FileNotFoundError: there is no such file.
     """
     if prompt is None and infill is None:
         return None
+    if mode != "sample":
+        flag = "infill" if prompt is None else "prompt"
+        raise ValueError(f"--{flag}: goes with --mode=sample, got --mode={mode}.")
     if prompt is not None and infill is not None:
         raise ValueError("--prompt: goes without --infill; take one of them.")
     if prompt is not None:
@@ -97,7 +104,8 @@ def tokens_of(given: Given, source: Any, length: int) -> tuple[np.ndarray, np.nd
         try:
             tokens.append(source.encode(piece))
         except ValueError as error:
-            raise ValueError(f"--{given.flag}: {error}") from None
+            said = str(error).removeprefix("text: ")
+            raise ValueError(f"--{given.flag}: {said}") from None
         known.append(np.ones(len(tokens[-1]), bool))
     tokens, known = np.concatenate(tokens), np.concatenate(known)
     if len(tokens) > length:

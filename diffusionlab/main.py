@@ -303,7 +303,7 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
 
     from diffusionlab import evaluate, experiment, infilling, restore, sample, sharding
 
-    given = infilling.read(args.prompt, args.infill, args.blank)
+    given = infilling.read(args.prompt, args.infill, args.blank, args.mode)
     if not sharding.fits(settings.Mesh(**config["mesh"])):
         print(f"config.mesh {config['mesh']} is for another machine: data=-1 here")
         config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}

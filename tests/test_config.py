@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import ml_collections
 import pytest
 
 from diffusionlab import config as config_lib
@@ -165,6 +166,12 @@ def test_override_sets_a_value_of_the_right_type(mixture, assignment, path, valu
         assert isinstance(found, dict)
     else:
         assert found == value and type(found) is type(value)
+
+
+def test_none_is_a_word_where_a_word_was():
+    config = ml_collections.ConfigDict({"input_noise": "gaussian", "logsnr": 1.0})
+    config_lib.override(config, ["input_noise=none", "logsnr=none"])
+    assert config.to_dict() == {"input_noise": "none", "logsnr": None}
 
 
 def test_whole_block_override_replaces_the_block(mixture):

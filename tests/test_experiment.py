@@ -113,6 +113,14 @@ def test_evaluator_for_other_data_is_refused_when_building(smoke):
         experiment.build(config)
 
 
+@pytest.mark.parametrize("name", ["elbo", "text_quality"])
+def test_evaluator_that_draws_is_refused_for_what_has_nothing_to_draw(root, name):
+    config = config_lib.load(f"{root}/configs/text/language_model.py:smoke")
+    config.checkpoint.best, config.evals = "", {"held": {"name": name}}
+    with pytest.raises(ValueError, match="config.evals.held: .* makes none; take 'de"):
+        experiment.build(config_lib.resolve(config))
+
+
 UNSTABLE = {"name": "runge_kutta_4", "num_steps": 2}
 STABLE = {"name": "ddim", "num_steps": 2}
 

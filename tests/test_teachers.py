@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -217,6 +218,21 @@ def test_a_teacher_of_something_else_is_refused(key, value, message, student):
     block[last] = value
     with pytest.raises(ValueError, match=f"config.teacher: the run in .* {message}"):
         experiment_lib.build(config)
+
+
+def test_a_student_with_noise_of_its_own_teaches_no_other(student, monkeypatch):
+    of_config = experiment_lib._of_config
+
+    def noisy(*arguments):
+        made = of_config(*arguments)
+        changed = types.SimpleNamespace(
+            **{**vars(made.objective), "predict": None, "input_noise": "gaussian"}
+        )
+        return dataclasses.replace(made, objective=changed)
+
+    monkeypatch.setattr(experiment_lib, "_of_config", noisy)
+    with pytest.raises(ValueError, match="answers for one draw of its input_noise"):
+        experiment_lib.build(student(METHOD))
 
 
 def test_a_student_is_not_guided_itself(student):

@@ -86,6 +86,13 @@ def test_the_newest_bound_of_a_run_is_beside_them(text_bound, tmp_path):
     )
 
 
+def test_what_has_no_table_is_refused_before_anything_is_counted(text_bound, tmp_path):
+    with pytest.raises(ValueError, match="--max_order: must be at least 1, got 0"):
+        text_bound.table(text_bound.PYDOC, None, 0)
+    with pytest.raises(ValueError, match="--run: its data are 'digits', and no text"):
+        text_bound.table({"name": "digits"}, tmp_path, 3)
+
+
 def test_too_many_tokens_are_refused(text_bound):
     with pytest.raises(ValueError, match="grams of 6 out of 50257 tokens are too many"):
         text_bound.Counts(np.zeros(9, np.int32), 6, 50_257)

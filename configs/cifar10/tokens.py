@@ -70,7 +70,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.logging = dict(every=100, samples_every=5000, num_samples=100)
     if variant == "smoke":
         common.shrink(config)
-        config.data.source = dict(name="generated", shape=(8, 8, 3), size=128)
-        config.networks.denoiser.update(width=16, num_layers=1, num_heads=2, chunk=64)
+        config.data.source = dict(name="generated", shape=(4, 4, 3), size=128)
+        config.networks.denoiser.update(width=16, num_layers=1, num_heads=2, chunk=20)
         config.train.micro_batches = 1
     return config

@@ -44,6 +44,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlab.distillation import base, input_noise, moment_matching
+from diffusionlab.objectives.discrete import check_sees_all
+from diffusionlab.objectives.discrete_losses import reveal_rate
 from diffusionlab.processes.categorical import draw as draw_tokens
 from diffusionlab.samplers import grids
 from diffusionlab.samplers.tokens import TokenAncestral, TokenTweedie, nucleus
@@ -145,10 +147,7 @@ def position_weight(
       s: `[B]`, above 0.
       weight: 'elbo', -alpha' / (1 - alpha), or 'one'.
     """
-    value = jnp.ones_like(s)
-    if weight == "elbo":
-        schedule = process.schedule
-        value = -schedule.alpha_derivative(s) / schedule.noise(s)
+    value = reveal_rate(process, s) if weight == "elbo" else jnp.ones_like(s)
     counts = process.is_noise(z_s)
     return lift(value, z_s.ndim) * counts / z_s[0].size
 
@@ -202,7 +201,8 @@ class DiscreteMomentMatching:
 
     Raises:
       ValueError: there is no teacher, or none that can be guided; a number or a word
-        is not one of these, or not for this noise; a network without such an input.
+        is not one of these, or not for this noise; a network without such an input, or
+        a causal one.
     """
 
     process: Process
@@ -229,6 +229,7 @@ class DiscreteMomentMatching:
     def __post_init__(self):
         base.require_teacher(self.teacher)
         base.check_guidance(self)
+        check_sees_all(self.networks, "discrete_moment_matching")
         base.check_at_least(self, 1, "num_steps", "aux_steps")
         base.check_word(self, "times_option", ("continuous", "grid"))
         base.check_word(self, "input_noise", input_noise.KINDS)
@@ -310,7 +311,7 @@ class DiscreteMomentMatching:
     ) -> CategoricalPrediction:
         """Returns log p for noise n of its own: a function of cond['key'] `[B]` and t.
 
-        Without a key n is 0, which no sample has: the answer is not that of a sampler.
+        Without a key n is 0, which no sample has: such a student teaches no other.
         """
         if self.input_noise != "none" and "key" in cond:
             keys = input_noise.keys_at(cond["key"], t)

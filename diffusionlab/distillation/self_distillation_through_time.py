@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from diffusionlab.distillation import base, fine_steps
 from diffusionlab.distillation.discrete_moment_matching import check_ancestral
 from diffusionlab.distillation.progressive import Progressive
+from diffusionlab.objectives.discrete import check_sees_all
 from diffusionlab.processes.categorical import draw as draw_tokens
 from diffusionlab.samplers import grids
 from diffusionlab.types import (
@@ -115,7 +116,7 @@ class SelfDistillationThroughTime:
 
     Raises:
       ValueError: a field is out of its range; there is no teacher, or none that could
-        be guided; uniform noise.
+        be guided; uniform noise; a causal network.
     """
 
     process: Process
@@ -139,6 +140,7 @@ class SelfDistillationThroughTime:
     def __post_init__(self):
         base.require_teacher(self.teacher)
         base.check_guidance(self)
+        check_sees_all(self.networks, "self_distillation_through_time")
         base.check_at_least(self, 1, "num_steps", "num_rounds", "steps_per_round")
         base.check_word(self, "divergence", ("reverse", "forward"))
         if not self.process.is_masked:

@@ -39,6 +39,7 @@ class DenoisingLoss:
 
     processes = ("gaussian", "categorical")
     takes_tokens = True
+    needs_predictions = False
 
     def __post_init__(self):
         for name in ("num_batches", "batch_size"):

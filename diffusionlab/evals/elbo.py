@@ -59,7 +59,10 @@ def bound(process: Process, num_times: int):
 
     def run(predict: CondPredict, x: Array, label: Array | None, index: Array):
         key = jax.random.fold_in(keys_lib.key(0, "elbo"), index[0])
-        cond = {} if label is None else {"label": label}
+        # A student with noise of its own draws it anew at each time, as its sampler
+        # does: the mean of -log p over it is a bound, too.
+        own = jax.random.split(jax.random.fold_in(key, num_times + 2), len(x))
+        cond = {"key": own} | ({} if label is None else {"label": label})
         plain = lambda z_t, t: predict(z_t, t, cond)  # noqa: E731
         zero = jnp.zeros(len(x))
         offset = jax.random.uniform(jax.random.fold_in(key, 0), zero.shape)

@@ -33,6 +33,14 @@ from diffusionlab.features import weights
 ORIGIN = "It is model.safetensors of openai-community/gpt2-large, at Hugging Face, say."
 HEAD = 64
 _EPSILON = 1e-5
+# Other models come in files of the same names; they would be computed wrongly.
+_VARIANT = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": _EPSILON,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
 _CHUNK = 128
 _LAYER = "h.{}."
 _LAYERS = tuple(
@@ -111,7 +119,7 @@ def load(path: str, field: str) -> tuple[dict[str, np.ndarray], Callable, dict]:
 
     Raises:
       FileNotFoundError, ValueError: see `find` and `convert`; or the width is no
-        multiple of the number of heads.
+        multiple of the number of heads, or config.json is of another architecture.
     """
     file, folder = find(path, field)
     arrays, digest = weights.read(str(file), field, ORIGIN)
@@ -122,6 +130,12 @@ def load(path: str, field: str) -> tuple[dict[str, np.ndarray], Callable, dict]:
     if config.is_file():
         said = json.loads(config.read_text(encoding="utf-8"))
         heads = int(said.get("n_head", heads))
+        for name, ours in _VARIANT.items():
+            if said.get(name, ours) != ours:
+                raise ValueError(
+                    f"{field}: config.json beside it has {name} = {said[name]!r}, and "
+                    f"this is GPT-2 with {ours!r}."
+                )
     if heads < 1 or width % heads:
         raise ValueError(
             f"{field}: the width {width} of this GPT-2 is no multiple of {HEAD}, the "
@@ -153,11 +167,19 @@ def tokenizer(folder: pathlib.Path, field: str) -> Callable[[list[str]], list]:
         found = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(f"{field}: {file} cannot be read: {error}.") from None
+    # A file may ask for one length of every text; what fills it up would be scored.
+    found.no_truncation()
+    found.no_padding()
 
     def encode(texts: list[str]) -> list:
         return [one.ids for one in found.encode_batch(texts, add_special_tokens=False)]
 
     return encode
+
+
+def num_tokens(params: Params) -> int:
+    """Returns how many tokens it knows."""
+    return params["wte.weight"].shape[0]
 
 
 def context_length(params: Params) -> int:

@@ -50,6 +50,11 @@ def check(path: str, field: str = "reference") -> None:
     """
     objective = _objective(path)
     if objective is None:
+        if not pathlib.Path(path).exists():
+            raise FileNotFoundError(
+                f"{field}: there is no '{path}'; give a run of "
+                "configs/text/language_model.py, or the folder of a GPT-2."
+            )
         if pathlib.Path(path).is_dir() and not any(pathlib.Path(path).glob("*.safet*")):
             raise FileNotFoundError(
                 f"{field}: '{path}' holds neither a run nor model.safetensors; give a "
@@ -99,8 +104,20 @@ def load(
         _, folder = gpt2.find(path, field)
         encode = gpt2.tokenizer(folder, field)
         params, log_probs, about = gpt2.load(path, field)
-        context = gpt2.context_length(params)
-        return LanguageModel(params, log_probs, 1, context, 0, encode, None, about)
+        context, known = gpt2.context_length(params), gpt2.num_tokens(params)
+
+        def known_tokens(texts: Sequence[str]) -> list:
+            rows = encode(texts)
+            if (largest := max((max(r, default=0) for r in rows), default=0)) >= known:
+                raise ValueError(
+                    f"token {largest}, and the weights have {known}: tokenizer.json "
+                    "is of another model."
+                )
+            return rows
+
+        return LanguageModel(
+            params, log_probs, 1, context, 0, known_tokens, None, about
+        )
     folder = pathlib.Path(path)
     try:
         params, log_probs, source, about = room.open_language_model(folder, step)

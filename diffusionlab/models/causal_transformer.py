@@ -50,15 +50,7 @@ class CausalTransformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        tokens.check(
-            "causal_transformer",
-            self.process,
-            self.spec.shape,
-            self.width,
-            self.num_heads,
-            self.chunk,
-            self.remat,
-        )
+        tokens.check("causal_transformer", self)
 
     @nn.compact
     def __call__(self, z: Array, cond: Cond, *, train: bool) -> Array:

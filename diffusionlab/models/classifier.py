@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        layers.check_transformer(self.width, self.num_heads, "")
+        layers.check_transformer(self)
         shape, size = self.spec.shape, self.patch_size
         if not self.spec.num_classes:
             raise ValueError("name: 'classifier' needs data with classes.")

@@ -41,7 +41,8 @@ class DiT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        layers.check_transformer(self.width, self.num_heads, self.remat)
+        layers.check_transformer(self)
+        layers.check_images("dit", self.spec)
         height, width = self.spec.shape[0], self.spec.shape[1]
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
             raise ValueError(

@@ -288,19 +288,40 @@ class Transformer(nn.Module):
         return scan(block, h, emb, angles)[0]
 
 
-def check_transformer(width: int, num_heads: int, remat: str) -> None:
-    """Checks sizes that every transformer here shares.
+def check_transformer(module: nn.Module) -> None:
+    """Checks the sizes of a network with a transformer; its fields name them.
 
     Raises:
-      ValueError: the width does not divide into heads, or the policy is unknown.
+      ValueError: the width does not divide into heads, a size is below 1, a share is
+        none, or the policy is unknown.
     """
+    width, num_heads = module.width, module.num_heads
     if width < 1 or num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads: {num_heads} does not divide the width {width}.")
+    for name in ("num_layers", "mlp_ratio"):
+        if getattr(module, name) < 1:
+            raise ValueError(
+                f"{name}: must be at least 1, got {getattr(module, name)}."
+            )
+    dropout = getattr(module, "dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: must be in [0, 1), got {dropout}.")
+    remat = getattr(module, "remat", "")
     policies = [n for n in dir(jax.checkpoint_policies) if n.endswith("_saveable")]
     if remat and remat not in policies:
         raise ValueError(
             f"remat: unknown policy '{remat}'; known: {', '.join(policies)}, or '' "
             "for none."
+        )
+
+
+def check_images(name: str, spec: DataSpec) -> None:
+    """Raises ValueError where data are no images `[H, W, C]`."""
+    if len(spec.shape) != 3 or spec.num_tokens:
+        kind = "tokens" if spec.num_tokens else "numbers"
+        raise ValueError(
+            f"name: '{name}' is for images [H, W, C], and the data are {kind} "
+            f"{tuple(spec.shape)}."
         )
 
 

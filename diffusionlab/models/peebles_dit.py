@@ -93,7 +93,8 @@ class PeeblesDiT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        layers.check_transformer(self.width, self.num_heads, self.remat)
+        layers.check_transformer(self)
+        layers.check_images("peebles_dit", self.spec)
         if self.width % 4:
             raise ValueError(f"width: must be a multiple of 4, got {self.width}.")
         height, width = self.spec.shape[0], self.spec.shape[1]

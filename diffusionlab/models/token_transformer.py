@@ -68,15 +68,7 @@ class TokenTransformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        tokens.check(
-            "token_transformer",
-            self.process,
-            self.spec.shape,
-            self.width,
-            self.num_heads,
-            self.chunk,
-            self.remat,
-        )
+        tokens.check("token_transformer", self)
         for name in ("noise_input", "context_length"):
             if getattr(self, name) < 0:
                 raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from diffusionlab.models import layers
-from diffusionlab.types import Array, Process
+from diffusionlab.types import Array
 
 PARAM_AXES = (
     *layers.ATTENTION_AXES,
@@ -23,31 +23,24 @@ def places(shape: tuple[int, ...]) -> np.ndarray:
     return np.indices(long).reshape(len(long), -1).T
 
 
-def check(
-    name: str,
-    process: Process,
-    shape: tuple[int, ...],
-    width: int,
-    num_heads: int,
-    chunk: int,
-    remat: str,
-) -> None:
-    """Checks what every network of tokens is built from.
+def check(name: str, module: nn.Module) -> None:
+    """Checks what every network of tokens is built from; its fields name it.
 
     Raises:
       ValueError: the process is of numbers, or the sizes do not fit.
     """
-    if not hasattr(process, "num_symbols"):
+    if not hasattr(module.process, "num_symbols"):
         raise ValueError(f"name: '{name}' needs the process 'categorical'.")
-    layers.check_transformer(width, num_heads, remat)
-    axes, features = places(shape).shape[1], width // num_heads
+    layers.check_transformer(module)
+    shape = tuple(module.spec.shape)
+    axes, features = places(shape).shape[1], module.width // module.num_heads
     if features % 2 or features < 2 * axes:
         raise ValueError(
-            f"num_heads: leaves {features} features per head of width {width}; expected"
-            f" an even number, at least {2 * axes} for data of shape {tuple(shape)}."
+            f"num_heads: leaves {features} features per head of width {module.width}; "
+            f"expected an even number, at least {2 * axes} for data of shape {shape}."
         )
-    if chunk < 0:
-        raise ValueError(f"chunk: must be at least 0, got {chunk}.")
+    if module.chunk < 0:
+        raise ValueError(f"chunk: must be at least 0, got {module.chunk}.")
 
 
 class Head(nn.Module):

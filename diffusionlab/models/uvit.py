@@ -83,7 +83,8 @@ class UViT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        layers.check_transformer(self.width, self.num_heads, self.remat)
+        layers.check_transformer(self)
+        layers.check_images("uvit", self.spec)
         reduction = self.patch_size * 2 ** len(self.channels)
         if reduction < 1 or any(side % reduction for side in self.spec.shape[:2]):
             raise ValueError(

@@ -80,6 +80,18 @@ def chain_times(u: Array, num_timesteps: int) -> tuple[Array, Array]:
     return (k + 1) / num_timesteps, k / num_timesteps
 
 
+def check_sees_all(networks: Mapping[str, Network], objective: str) -> None:
+    """Raises ValueError where the denoiser is causal, in the name of an objective."""
+    # Where it is missing, the experiment says so.
+    network = networks.get("denoiser")
+    if network is not None and network.is_causal:
+        raise ValueError(
+            f"name: the objective '{objective}' needs a network that sees all tokens "
+            "as config.networks.denoiser, such as 'token_transformer'; got one that "
+            "sees those before."
+        )
+
+
 def nelbo(
     process: Process,
     predict: Callable[[Array, Array], CategoricalPrediction],
@@ -134,7 +146,7 @@ class Discrete:
 
     Raises:
       ValueError: a number out of its range; an unknown word; a loss that does not fit
-        the network's prediction, the noise, or the law of times.
+        the network's prediction, the noise, or the law of times; a causal network.
     """
 
     process: Process
@@ -172,6 +184,7 @@ class Discrete:
             raise ValueError(
                 f"hybrid_weight: must be at least 0, got {self.hybrid_weight}."
             )
+        check_sees_all(self.networks, "discrete")
         # Another process has no noise; that the experiment answers for.
         if getattr(self.process, "kind", None) == "categorical":
             self._check_loss()
@@ -201,8 +214,13 @@ class Discrete:
             )
 
     def _check_times(self) -> None:
-        if self.loss == "cross_entropy":
+        if self.loss == "cross_entropy" and self.weight == "one":
             return
+        if self._is_cut_above and self.min_t >= 0.5:
+            raise ValueError(
+                "min_t: must be below 0.5, for 'score_entropy' under uniform noise is "
+                f"cut at 1 - min_t as well; got {self.min_t}."
+            )
         if not getattr(self.times, "as_uniform", True):
             raise ValueError(
                 f"times.as_uniform: must be True, or '{self.loss}' is no bound."

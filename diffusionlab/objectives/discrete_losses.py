@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusionlab.processes.categorical import Categorical
+from diffusionlab.processes.categorical import Categorical, log_one_hot
 from diffusionlab.types import Array, CategoricalPrediction, lift
 
 _TINY = 1e-30
@@ -80,7 +80,7 @@ def elbo(
       s: not looked at.
     """
     if process.is_masked:
-        return lift(_reveal_rate(process, t), x.ndim) * answer.surprise
+        return lift(reveal_rate(process, t), x.ndim) * answer.surprise
     log_x_hat = process.leave_one_out(answer.prediction, z_t, t)
     log_r_hat = _ratio(process.log_marginal(log_x_hat, t), z_t)
     return _rate_error(process, log_r_hat, x, z_t, t)
@@ -98,7 +98,7 @@ def score_entropy(
         # sum y - 1 - log y_x, its first part of second order in the sum's error.
         log_sum = jax.nn.logsumexp(raw, axis=-1)
         extra = jnp.where(process.is_noise(z_t), jnp.expm1(log_sum) - log_sum, 0.0)
-        rate = lift(_reveal_rate(process, t), x.ndim)
+        rate = lift(reveal_rate(process, t), x.ndim)
         return rate * (answer.surprise + extra)
     own = jax.nn.one_hot(z_t, process.num_tokens)
     return _rate_error(process, jnp.where(own > 0, 0.0, raw), x, z_t, t)
@@ -147,12 +147,7 @@ def steps(
     return jnp.where(is_last, answer.surprise, error)
 
 
-def log_one_hot(tokens: Array, num: int) -> Array:
-    """Returns log of the one-hot `[..., num]`, log 1e-30 for 0."""
-    return jnp.log(jnp.maximum(jax.nn.one_hot(tokens, num), _TINY))
-
-
-def _reveal_rate(process: Categorical, t: Array) -> Array:
+def reveal_rate(process: Categorical, t: Array) -> Array:
     """Returns -alpha' / (1 - alpha), shaped as t."""
     schedule = process.schedule
     return -schedule.alpha_derivative(t) / jnp.maximum(schedule.noise(t), _TINY)

@@ -167,7 +167,7 @@ class Categorical:
         logits = raw.astype(jnp.float32)
         if self.is_masked:
             # Scores, too, are the denoiser times a number.
-            known = _log_one_hot(z_t, self.num_tokens)
+            known = log_one_hot(z_t, self.num_tokens)
             hidden = jnp.expand_dims(z_t == self.mask, -1)
             logits = jnp.where(hidden, jax.nn.log_softmax(logits), known)
             return CategoricalPrediction(logits)
@@ -239,7 +239,7 @@ class Categorical:
                 ],
                 axis=-1,
             )
-            seen = _log_one_hot(z_t, self.num_symbols)
+            seen = log_one_hot(z_t, self.num_symbols)
             return jnp.where(jnp.expand_dims(z_t == self.mask, -1), hidden, seen)
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
         # 1 - alpha_t / alpha_s, without cancellation where both are near 1.
@@ -265,8 +265,13 @@ class Categorical:
         An x that contradicts a token which is not masked has no posterior; the token
         stays.
         """
-        log_x = _log_one_hot(x, self.num_tokens)
-        return draw(key, self.posterior(log_x, z_t, t, s))
+        if not self.is_masked:
+            log_x = log_one_hot(x, self.num_tokens)
+            return draw(key, self.posterior(log_x, z_t, t, s))
+        # A coin for each position, in the place of K + 1 probabilities.
+        coin = [lift(log_q, z_t.ndim) for log_q in reversed(self.log_reveal(t, s))]
+        coin = jnp.broadcast_to(jnp.stack(coin, axis=-1), (*z_t.shape, 2))
+        return jnp.where((z_t == self.mask) & (draw(key, coin) > 0), x, z_t)
 
 
 def draw(key: Array, logits: Array) -> Array:
@@ -279,6 +284,6 @@ def draw(key: Array, logits: Array) -> Array:
     return jax.random.categorical(key, logits, mode="high").astype(jnp.int32)
 
 
-def _log_one_hot(tokens: Array, num: int) -> Array:
-    """Returns log of the one-hot `[..., num]`; a token beyond it has none."""
+def log_one_hot(tokens: Array, num: int) -> Array:
+    """Returns log of the one-hot `[..., num]`, log 1e-30 for 0 and beyond it."""
     return jnp.log(jnp.maximum(jax.nn.one_hot(tokens, num), _TINY))

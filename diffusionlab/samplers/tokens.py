@@ -171,8 +171,11 @@ class TokenAncestral:
 
     def check(self, process: Process, spec: DataSpec) -> None:
         """Raises ValueError for `cached` under uniform noise, where all may change."""
-        if self.cached:
-            check_masked(process, "cached", "leaving out evaluations")
+        if self.cached and not process.is_masked:
+            raise ValueError(
+                "cached: leaves out evaluations that reveal no masked token, and "
+                f"config.process.noise is '{process.noise}'; use False."
+            )
 
     def step(
         self,

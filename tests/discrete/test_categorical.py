@@ -235,6 +235,17 @@ def test_steps_have_the_posterior():
     assert stats.chisquare(found, weight / weight.sum() * count).pvalue > 1e-3
 
 
+def test_masked_steps_reveal_as_often_as_the_posterior_says():
+    process, count = made(), 20_000
+    x, z = jnp.zeros((count, 2), jnp.int32), jnp.full((count, 2), K)
+    t, s = jnp.float32(0.8), jnp.where(jnp.arange(count) % 2, 0.6, 0.2)
+    found = jax.jit(process.step)(jax.random.key(0), x, z, t, s)
+    assert set(np.unique(found)) == {0, K}
+    for start, u in ((0, 0.75), (1, 0.25)):
+        revealed = int((found[start::2] == 0).sum())
+        assert stats.binomtest(revealed, count, u).pvalue > 1e-3
+
+
 def test_draws_are_those_without_a_bound_on_their_noise():
     # The usual ones in float32 never exceed 15.94.
     logits = jax.random.normal(jax.random.key(0), (500, 64))

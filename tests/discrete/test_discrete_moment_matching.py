@@ -346,6 +346,7 @@ def test_phases_take_turns():
         ({"teacher_temperature": 0.0}, "teacher_temperature: must be above 0, got"),
         ({"min_t": 0.0}, "min_t: must be above 0 and at most 1"),
         ({"process": uniform(fixture.JOINT)}, "weight: 'elbo' is for masked noise"),
+        ({"network": tables()._replace(is_causal=True)}, "name: the objective 'discr"),
     ],
 )
 def test_errors(fields, message):

@@ -73,6 +73,11 @@ def made(noise="masked", prediction="denoiser", apply=linear, targets=False, **c
     return Discrete(**(given | changes))
 
 
+CAUSAL = Network(lambda key: {}, linear, (), is_causal=True)
+WEIGHTED = {"loss": "cross_entropy", "weight": "elbo"}
+UNIFORM_SCORES = {"noise": "uniform", "prediction": "score", "loss": "score_entropy"}
+
+
 def exact(noise, prediction="denoiser"):
     """`apply` of a network that knows the chain."""
     process = oracles.process_of(CHAIN, noise)
@@ -335,10 +340,13 @@ def test_pixels_are_tokens_of_levels():
             {"times": ChainTimes(num_timesteps=10), "loss": "steps"},
             "'steps' of 1000 takes 'uniform'",
         ),
+        ({"times": LogitNormal(), **WEIGHTED}, "times.as_uniform: must be True"),
+        ({**UNIFORM_SCORES, "min_t": 0.5}, "min_t: must be below 0.5, for 'score_en"),
         ({"min_t": 0.0}, r"min_t: must be in \(0, 1\), got 0"),
         ({"label_dropout": 1.5}, "label_dropout: must be in"),
         ({"num_timesteps": 0}, "num_timesteps: must be at least 1"),
         ({"hybrid_weight": -1.0}, "hybrid_weight: must be at least 0"),
+        ({"networks": {"denoiser": CAUSAL}}, "name: .* needs a network that sees all"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, match):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from diffusionlab import types
+from diffusionlab.distillation import input_noise
+from diffusionlab.evals import elbo
 from diffusionlab.evals.elbo import Elbo
 from diffusionlab.processes.categorical import Categorical
 from diffusionlab.schedules import alpha
@@ -150,6 +152,21 @@ def test_the_same_noise_at_every_evaluation_and_padding_counts_nothing():
     numbers = run(given).numbers
     assert [len(index) for index in found] == [32, 32]
     assert numbers["nats_per_token"] == pytest.approx(np.arange(40).mean() / 3)
+
+
+def test_a_student_draws_its_own_noise_anew_at_each_time():
+    process = Categorical(spec=SPEC, schedule=alpha.Linear())
+    seen = []
+
+    def predict(z_t, t, cond):
+        keys = input_noise.keys_at(cond["key"], t)
+        seen.append(jax.vmap(jax.random.uniform)(keys))
+        return types.CategoricalPrediction(jnp.full((*z_t.shape, 3), -jnp.log(3.0)))
+
+    with jax.disable_jit():
+        x = jnp.zeros((5, 3), jnp.int32)
+        elbo.bound(process, 4)(predict, x, None, jnp.arange(5))
+    assert len(np.unique(np.stack(seen))) == 5 * 4
 
 
 @pytest.mark.parametrize("field", ["num_examples", "batch_size", "num_times"])

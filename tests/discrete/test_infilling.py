@@ -237,7 +237,7 @@ def test_text_becomes_tokens_that_are_known(tmp_path):
     assert infilling.read(None, None) is None
     other = infilling.read(None, file, "c")  # the underscores are text then
     assert other.digest != given.digest
-    with pytest.raises(ValueError, match="--infill: text: not a letter"):
+    with pytest.raises(ValueError, match="--infill: not a letter"):
         infilling.tokens_of(other, Letters(), 8)
     with pytest.raises(ValueError, match="--prompt: has 3 tokens, and samples 2"):
         infilling.tokens_of(infilling.read("abc", None), Letters(), 2)
@@ -251,6 +251,8 @@ def test_flags_that_make_no_sense_are_refused(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=f"--infill: '.*' {said}"):
             infilling.read(None, file)
+    with pytest.raises(ValueError, match="--prompt: goes with --mode=sample, got --m"):
+        infilling.read("a", None, mode="eval")
     with pytest.raises(ValueError, match="--prompt: goes without --infill"):
         infilling.read("a", file)
     with pytest.raises(ValueError, match="--prompt: is empty"):

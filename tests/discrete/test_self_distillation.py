@@ -176,6 +176,7 @@ def test_cost():
         ({"teacher": None}, "config.teacher: missing"),
         ({"num_rounds": 0}, "num_rounds: must be at least 1"),
         ({"divergence": "both"}, "divergence: expected reverse or forward"),
+        ({"network": matching.tables()._replace(is_causal=True)}, "name: the objecti"),
         ({"process": matching.uniform(fixture.JOINT)}, "process.noise: self-dist"),
     ],
 )

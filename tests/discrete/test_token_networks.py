@@ -332,6 +332,11 @@ def test_sharded_equals_unsharded():
         ("causal_transformer", dict(chunk=-1), "chunk: must be at least 0, got -1"),
         ("token_transformer", dict(noise_input=-1), "noise_input: must be at least 0"),
         ("causal_transformer", dict(remat="dots"), "remat: unknown policy 'dots'"),
+        ("token_transformer", dict(num_layers=0), "num_layers: must be at least 1, g"),
+        ("causal_transformer", dict(mlp_ratio=0), "mlp_ratio: must be at least 1, go"),
+        ("token_transformer", dict(dropout=1.5), r"dropout: must be in \[0, 1\), got"),
+        ("dit", {}, r"name: 'dit' is for images \[H, W, C\], .* are tokens \(10,\)"),
+        ("peebles_dit", {}, "name: 'peebles_dit' is for images"),
     ],
 )
 def test_sizes_that_do_not_fit_are_an_error(name, options, said):

@@ -107,9 +107,34 @@ def test_weights_of_something_else_are_refused(tmp_path):
         gpt2.log_probs(params, np.zeros((1, 13), np.int32), heads=2)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"activation_function": "gelu"}, {"scale_attn_by_inverse_layer_idx": True}],
+)
+def test_another_architecture_of_the_same_names_is_refused(other, tmp_path):
+    write(tmp_path, seeded.gpt2(), n_head=2, **other)
+    with pytest.raises(ValueError, match=f"path: config.json .* has {list(other)[0]}"):
+        gpt2.load(str(tmp_path), "path")
+
+
+def test_a_tokenizer_file_neither_cuts_nor_fills_nor_is_of_another_model(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    words = {"the": 0, "cat": 1, "far": 23}
+    made = library.Tokenizer(library.models.WordLevel(words, unk_token="the"))
+    made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    made.enable_truncation(2)
+    made.enable_padding(length=9)
+    made.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, seeded.gpt2(), n_head=2)
+    model = language_model.load(str(tmp_path), Room(tmp_path, None))
+    assert model.encode(["the cat the", "cat"]) == [[0, 1, 0], [1]]
+    with pytest.raises(ValueError, match="token 23, and the weights have 23"):
+        model.encode(["the far"])
+
+
 def test_what_names_no_reference_is_refused(tmp_path):
     check = language_model.check
-    with pytest.raises(FileNotFoundError, match="reference: there is no file"):
+    with pytest.raises(FileNotFoundError, match="there is no .* give a run"):
         check(str(tmp_path / "nothing.safetensors"))
     with pytest.raises(FileNotFoundError, match="holds neither a run nor"):
         check(str(tmp_path))
