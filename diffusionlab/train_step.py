@@ -79,7 +79,9 @@ def make_train_step(
 def make_gradients(experiment: Experiment, phase_name: str) -> Callable:
     """Returns `gradients(state, batch, frozen) -> ({role: gradient}, Metrics)`.
 
-    It is traced once, whoever asks: for shapes, for FLOPs, or to be compiled. With n micro-batches the gradient is the mean of theirs, computed one after the
+    It is traced once, whoever asks: for shapes, for FLOPs, or to be compiled.
+
+    With n micro-batches the gradient is the mean of theirs, computed one after the
     other, so that activations of one micro-batch only are in memory.
     """
     phase = experiment.objective.phases[phase_name]
