@@ -11,9 +11,13 @@ import tempfile
 
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time goes into compiling its programs, so they are not optimised.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Two collectives that XLA may start in any order wait for each other for ever where
+# virtual devices outnumber cores (jax 0.10). Most of a test's time goes into compiling
+# its programs, so they are not optimised.
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_force_host_platform_device_count=8", IN_ORDER, UNOPTIMISED]
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -29,7 +33,6 @@ import pytest
 gc.set_threshold(200_000, 20, 100)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-UNOPTIMISED = os.environ["XLA_FLAGS"].split()[-1]
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +46,7 @@ def process():
     """`process(*words, devices=1, optimised=False, check=True, **kw)`: of Python."""
 
     def run(*words, devices=1, optimised=False, check=True, env=None, **kw):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"--xla_force_host_platform_device_count={devices} {IN_ORDER}"
         flags += "" if optimised else f" {UNOPTIMISED}"
         done = subprocess.run(
             [sys.executable, *map(str, words)],
