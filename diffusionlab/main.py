@@ -336,7 +336,7 @@ def _use(args: argparse.Namespace, config: dict, part: tuple[int, int]) -> None:
 def _set_up_jax(args: argparse.Namespace) -> str:
     """Compilation cache and processes; returns where the cache is, or 'off'."""
     if args.virtual_devices:
-        flag = f"--xla_force_host_platform_device_count={args.virtual_devices}"
+        flag = settings.VIRTUAL_DEVICES.format(args.virtual_devices)
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
         os.environ["JAX_PLATFORMS"] = "cpu"
     import jax

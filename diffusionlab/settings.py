@@ -10,6 +10,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+VIRTUAL_DEVICES = (
+    "--xla_force_host_platform_device_count={} "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+)
+"""Flags of XLA. Without the second, two collectives that may start in any order wait
+for each other for ever where devices outnumber cores (jax 0.10)."""
+
 LOGICAL_AXES = ("embed", "mlp", "heads", "vocab", "conv_in", "conv_out")
 """What a dimension of a parameter may mean; a plug-in network may name others."""
 

@@ -14,10 +14,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Two collectives that XLA may start in any order wait for each other for ever where
 # virtual devices outnumber cores (jax 0.10). Most of a test's time goes into compiling
 # its programs, so they are not optimised.
-IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-UNOPTIMISED = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_force_host_platform_device_count=8", IN_ORDER, UNOPTIMISED]
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false "
+    "--xla_backend_optimization_level=0"
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -33,6 +33,7 @@ import pytest
 gc.set_threshold(200_000, 20, 100)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+_, IN_ORDER, UNOPTIMISED = os.environ["XLA_FLAGS"].split()
 
 
 @pytest.fixture(scope="session")
