@@ -5,6 +5,7 @@ from PIL import Image
 from diffusionlab import types
 from diffusionlab.data.example_files import ExampleFiles
 from diffusionlab.file_inputs import Reference, Samples, open_files
+from diffusionlab.types import DataSpec
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (150, 4, 4, 1)).astype(np.uint8)
 MOMENTS = dict(mu=np.zeros(2), sigma=np.eye(2))
@@ -93,7 +94,7 @@ def test_stream_is_the_file_in_order(write):
     label = np.arange(150) % 3
     source = ExampleFiles(path=write(x=PIXELS, label=label))
     samples = Samples(source, types.DataSpec((4, 4, 1), 3, ("a", "b", "c")))
-    assert samples.spec == ((4, 4, 1), 3, ("a", "b", "c")) and not samples.note
+    assert samples.spec == DataSpec((4, 4, 1), 3, ("a", "b", "c")) and not samples.note
     everything = PIXELS.astype(np.float32) / 127.5 - 1
     for num, start, stop in ((150, 0, 150), (70, 3, 70), (999, 100, 150)):
         x, found = joined(samples.stream(num, start))

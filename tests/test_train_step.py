@@ -87,7 +87,9 @@ def two(smoke):
             f"networks={ {'student': NETWORK, 'aux': NETWORK} }",
             f"optim={ {'student': block, 'aux': block} }",
             f"ema={AVERAGES}",
-            "logging.samples_every=0",  # it predicts nothing that could be sampled
+            # It predicts nothing that could be sampled.
+            "logging.samples_every=0",
+            "evals={}",
             *overrides,
         )
         return experiment_lib.build(config)

@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             samplers=[
                 dict(name=name, num_steps=1, grid=_GRIDS.get(name))
                 for name in registry.table("sampler")
+                if not name.startswith("token_")
             ],
             num_evaluations=(4, 8, 16, 32, 64),
             num_samples=1000,

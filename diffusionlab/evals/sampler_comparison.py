@@ -265,13 +265,16 @@ def _within(sampler, budget: int):
 
 
 def _registered(refused: dict[str, str]) -> list:
-    """Every registered sampler with its defaults; adds those that have none."""
+    """Every sampler of gaussian noise with its defaults; adds those without."""
     found = []
     for name, where in samplers.REGISTRY["sampler"].items():
         module, _, kind = where.partition(":")
+        sampler = getattr(importlib.import_module(module), kind)
+        if "gaussian" not in getattr(sampler, "processes", ("gaussian",)):
+            continue
         # More steps than any sampler asks for; each budget sets its own number.
         try:
-            found.append(getattr(importlib.import_module(module), kind)(num_steps=16))
+            found.append(sampler(num_steps=16))
         except (TypeError, ValueError) as error:
             refused[name] = str(error)
     return found

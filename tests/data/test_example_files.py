@@ -6,6 +6,7 @@ from PIL import Image
 
 from diffusionlab.data import example_files
 from diffusionlab.data.example_files import ExampleFiles
+from diffusionlab.types import DataSpec
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3)).astype(np.uint8)
 FLOATS = PIXELS.astype(np.float32) / 127.5 - 1
@@ -34,7 +35,7 @@ def refused(path):
 def test_pixels_and_floats_are_the_same_examples(write, dtype):
     x = PIXELS if dtype is np.uint8 else FLOATS.astype(dtype)
     source = ExampleFiles(path=write(x=x))
-    assert source.spec == ((4, 5, 3), 0, ()) and len(source) == 6
+    assert source.spec == DataSpec((4, 5, 3), 0, ()) and len(source) == 6
     batch = source.__getitems__(np.array([3, 1]))
     assert set(batch) == {"x"} and batch["x"].dtype == np.float32
     # Half precision has 11 bits; below 1 its rounding is at most 2^-12.
@@ -213,7 +214,7 @@ def test_images_of_a_folder_come_in_the_order_of_their_paths(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("")
     image(tmp_path / ".hidden" / "0.png", PIXELS[5])
     source = ExampleFiles(path=str(tmp_path))
-    assert source.spec == ((4, 5, 3), 2, ("a", "b")) and len(source) == 4
+    assert source.spec == DataSpec((4, 5, 3), 2, ("a", "b")) and len(source) == 4
     batch = source.__getitems__(np.arange(4))
     np.testing.assert_array_equal(batch["x"], FLOATS[[3, 1, 2, 0]])
     assert batch["label"].tolist() == [0, 0, 1, 1]

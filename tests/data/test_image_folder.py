@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffusionlab.data import image_folder, images
 from diffusionlab.evals import arrays
+from diffusionlab.types import DataSpec
 
 
 def save(path, value, shape=(6, 8, 3)):
@@ -46,7 +47,7 @@ def both(folder, **changes):
 
 def test_classes_are_the_sorted_sub_folders(folder):
     train, test = both(folder)
-    assert train.spec == test.spec == ((4, 4, 3), 2, ("cat", "dog"))
+    assert train.spec == test.spec == DataSpec((4, 4, 3), 2, ("cat", "dog"))
     assert len(train) + len(test) == 21 and len(test) > 0
     for source in (train, test):
         batch = arrays.spread(source, len(source))

@@ -7,6 +7,7 @@ import pytest
 
 from diffusionlab.data import tfds
 from diffusionlab.evals import arrays
+from diffusionlab.types import DataSpec
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def arguments(make_tfds, tmp_path_factory):
 
 def test_images_labels_and_class_names_are_read(arguments):
     train = tfds.Tfds(**arguments)
-    assert train.spec == ((8, 8, 3), 2, ("cat", "dog"))
+    assert train.spec == DataSpec((8, 8, 3), 2, ("cat", "dog"))
     batch = arrays.spread(train, 6)
     np.testing.assert_allclose(
         batch["x"][:, 0, 0, 0], np.arange(6) * 10 / 127.5 - 1, rtol=1e-6

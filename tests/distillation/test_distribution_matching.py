@@ -187,7 +187,7 @@ def test_variants_of_the_configs_are_with_pairs_and_without_a_head(size):
     assert (pairs.regression_weight, plain.regression_weight) == (0.25, 0.0)
     assert pairs.sampler.name == "ddim" and pairs.num_steps == 1
     bare = distribution_matching_2.get_config(named("plain"))
-    assert bare.objective.gan_weight == 0 and "networks" not in bare
+    assert bare.objective.gan_weight == 0 and "discriminator" not in bare.networks
     assert set(bare.optim) == {"student", "aux"}
     whole = distribution_matching_2.get_config(size)
     assert set(whole.optim) == {"student", "aux", "discriminator"}

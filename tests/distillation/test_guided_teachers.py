@@ -89,7 +89,7 @@ def test_a_student_with_a_number_of_its_own_is_told_both():
 def test_what_is_said_comes_before_what_the_teacher_was_told():
     objective, t = make(Boot, networks=networks(SCALE, TARGET)), jnp.float32([0.2, 0.5])
     found = base.conditions(objective, t, {"label": jnp.int32([0, 1])})
-    assert set(found) == {"t", "logsnr", "label", SCALE}
+    assert set(found) == {"t", "logsnr", "start_logsnr", "label", SCALE}
     np.testing.assert_array_equal(found[SCALE], [3.0, 3.0])
     np.testing.assert_array_equal(found["t"], t)
     np.testing.assert_allclose(found["logsnr"], scores.PROCESS.schedule.logsnr(t))

@@ -34,6 +34,7 @@ SCHEDULES = [
         "edm": {"preserving": False},
     }.get(name, {})
     for name in registry.table("schedule")
+    if not name.startswith("alpha_")
 ]
 
 

@@ -28,7 +28,7 @@ SCHEDULES = {
 T = jnp.array([0.0, 0.02, 0.3, 0.5, 0.7, 0.98, 1.0])
 
 
-@pytest.fixture(params=registry.table("schedule"))
+@pytest.fixture(params=[n for n in registry.table("schedule") if "alpha_" not in n])
 def schedule(request):
     block = {"name": request.param, **SCHEDULES[request.param]}
     return registry.build("schedule", block, "config.schedule")
