@@ -101,6 +101,11 @@ def build(config: Mapping[str, Any]) -> Experiment:
     }
     source = config["data"]["source"]
     train_source = registry.build("source", source, "config.data.source")
+    if train_source.split != "train":
+        raise ValueError(
+            f"config.data.source.split: '{train_source.split}' would be trained on; "
+            "leave it out, evaluators read both."
+        )
     test_source = dataclasses.replace(train_source, split="test")
     spec = train_source.spec
     process = registry.build("process", config["process"], "config.process", spec=spec)

@@ -29,6 +29,13 @@ def test_build_makes_every_object_of_the_config(smoke):
     assert set(built.evals) == set(config["evals"])
 
 
+def test_held_out_data_are_not_trained_on(smoke):
+    config = smoke("digits")
+    config["data"]["source"]["split"] = "test"
+    with pytest.raises(ValueError, match="data.source.split: 'test' would be trained"):
+        experiment.build(config)
+
+
 def test_transforms_come_in_the_order_of_the_registry(smoke):
     config = smoke("digits")
     blocks = {"clip_x": {}, "classifier_free": {"guidance_scale": 1.0}}
