@@ -6,7 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from diffusionlab import checkpoint, settings, workdir
+from diffusionlab import multihost, settings, workdir
+from diffusionlab.best import Best
 from diffusionlab.checkpoint import Checkpoints
 from diffusionlab.state import TrainState
 
@@ -137,16 +138,12 @@ def test_a_superseded_best_that_is_a_milestone_stays(tmp_path):
 
 
 def test_process_0_decides_for_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.multihost, "is_main", lambda: False)
-    monkeypatch.setattr(
-        checkpoint.multihost, "all_of", lambda what, own, limit: [3, own]
-    )
-    best = checkpoint.Best(tmp_path, setting())
+    monkeypatch.setattr(multihost, "is_main", lambda: False)
+    monkeypatch.setattr(multihost, "all_of", lambda what, own, limit: [3, own])
+    best = Best(tmp_path, setting())
     best.offer(7, ("quality",), numbers(1.0))
     assert best.step == 3
-    monkeypatch.setattr(
-        checkpoint.multihost, "all_of", lambda what, own, limit: [-1, 7]
-    )
+    monkeypatch.setattr(multihost, "all_of", lambda what, own, limit: [-1, 7])
     best.look(7)
     assert best.step is None
     assert not list(tmp_path.iterdir())

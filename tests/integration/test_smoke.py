@@ -28,7 +28,7 @@ def test_the_configs_are_found():
     assert "configs/digits/denoising.py" in CONFIGS
 
 
-@pytest.mark.parametrize("config", map(_param, CONFIGS))
+@pytest.mark.parametrize("config", [_param(path) for path in CONFIGS])
 def test_a_config_trains_resumes_samples_and_evaluates(
     config, root, rows, steps_of, tmp_path, capsys
 ):
