@@ -2,13 +2,15 @@
 
   python benchmarks/distillation.py --data=mixture [--steps=1,2,4,8] [--runs=runs]
   python benchmarks/distillation.py --data=digits --methods=moment_matching,boot
+  python benchmarks/distillation.py --data=text
+  python benchmarks/distillation.py --data=digits_tokens
 
 Trains the teacher if it is not there, then a student of each method at each number of
 steps, by the program itself and with the config that the method has; a finished student
-is not trained again, an interrupted one goes on. All of them, and the teacher by DDIM
-and ancestral sampling at as many steps and at 256, are measured on equally many
-samples, see `distillation_measures.py`. In RUNS/distillation_DATA/ lie the students, a
-log of each, and the result: table.md, table.json, table.png.
+is not trained again, an interrupted one goes on. All of them, and the teacher by its
+own samplers at as many steps and at 256, are measured on equally many samples, see
+`distillation_measures.py`. In RUNS/distillation_DATA/ lie the students, a log of each,
+and the result: table.md, table.json, table.png.
 
 More flags are given to every student: --config.train.num_steps=100.
 """
@@ -43,16 +45,6 @@ from diffusionlab.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LONG = 256
-_TEACHERS = {
-    "mixture": {"solved": "mixture/analytic", "mixture": "mixture/denoising"},
-    "digits": {"digits": "digits/denoising"},
-}
-# Ancestral as students of moment matching sample, and as the program does by itself.
-_SAMPLERS = {
-    "teacher, ddim": {"name": "ddim"},
-    "teacher, ancestral": {"name": "ancestral", "noise_exponent": 0.0},
-    "teacher, ancestral 0.3": {"name": "ancestral", "noise_exponent": 0.3},
-}
 _ERRORS = (ValueError, RuntimeError, OSError)
 
 
@@ -62,16 +54,17 @@ class Method:
 
     Attributes:
       steps: at which numbers of steps it exists; None is all.
+      of_tokens: whether it is for tokens; the others are for numbers.
       why: what a dash in its row means.
       notes: what is otherwise than in the other rows, by data.
     """
 
     steps: tuple[int, ...] | None = None
+    of_tokens: bool = False
     why: str = ""
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_OF_TOKENS = "is of tokens, and the data here are numbers"
 METHODS = {
     "multistep_consistency": Method(),
     "moment_matching": Method(),
@@ -93,13 +86,15 @@ METHODS = {
     "consistency_training": Method(),
     "continuous_consistency": Method(),
     "reflow": Method(),
-    "discrete_moment_matching": Method((), _OF_TOKENS),
-    "self_distillation_through_time": Method((), _OF_TOKENS),
-    "boot": Method((1,), "its student answers noise at once, there is no second step"),
+    "discrete_moment_matching": Method(of_tokens=True),
+    "self_distillation_through_time": Method(of_tokens=True),
+    "boot": Method(
+        (1,), why="its student answers noise at once, there is no second step"
+    ),
     "guided": Method(
         (),
-        "makes one evaluation of the two of guidance and takes as many steps as its "
-        "teacher; progressive makes few of them",
+        why="makes one evaluation of the two of guidance and takes as many steps as "
+        "its teacher; progressive makes few of them",
     ),
 }
 
@@ -108,21 +103,26 @@ def main_program() -> int:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("--data", choices=_TEACHERS, default="mixture")
-    flags.add_argument("--methods", default=",".join(METHODS))
-    flags.add_argument("--steps", default="1,2,4,8")
+    flags.add_argument("--data", choices=measures.DATA, default="mixture")
+    flags.add_argument("--methods", help="all that are for such data")
+    flags.add_argument("--steps", help="1,2,4,8; of tokens 4,8,16 and of text 32 too")
     flags.add_argument("--runs", type=pathlib.Path, default="runs")
-    flags.add_argument("--num_samples", type=int, help="200,000; of digits 1,500")
+    flags.add_argument(
+        "--num_samples", type=int, help="200,000; of digits 1,500, of text 256"
+    )
     args, others = flags.parse_known_args()
     for word in others:
         if not word.startswith("--config."):
             flags.error(f"unknown flag {word}")
+    data = measures.DATA[args.data]
+    suited = [name for name in METHODS if METHODS[name].of_tokens == data.of_tokens]
+    steps = args.steps.split(",") if args.steps else data.steps
     return run(
         args.data,
-        methods=args.methods.split(","),
-        steps=[int(number) for number in args.steps.split(",")],
+        methods=args.methods.split(",") if args.methods else suited,
+        steps=[int(number) for number in steps],
         runs=args.runs,
-        num_samples=args.num_samples or {"mixture": 200_000, "digits": 1500}[args.data],
+        num_samples=args.num_samples or data.num_samples,
         overrides=others,
     )
 
@@ -131,7 +131,7 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
     """Makes the table; returns the exit status, 0 if nothing failed.
 
     Args:
-      data: 'mixture' or 'digits'.
+      data: in `distillation_measures.DATA`.
       methods: names in `METHODS`.
       steps: of the students.
       runs: the folder of all runs.
@@ -139,23 +139,30 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
       overrides: words '--config.KEY=VALUE' for every student.
 
     Raises:
-      ValueError: there is no such method.
+      ValueError: there is no such method, or it is not for such data.
     """
+    about = measures.DATA[data]
     for name in methods:
         if name not in METHODS:
             raise ValueError(
                 f"--methods: unknown method '{name}'{registry.nearest(name, METHODS)}"
             )
+        if METHODS[name].of_tokens != about.of_tokens:
+            kinds = ("numbers", "tokens")
+            raise ValueError(
+                f"--methods: '{name}' is for {kinds[METHODS[name].of_tokens]}, and "
+                f"{data} is {kinds[about.of_tokens]}."
+            )
     out = runs / f"distillation_{data}"
     out.mkdir(parents=True, exist_ok=True)
     table = Table(data, num_samples, out)
-    for name, config in _TEACHERS[data].items():
+    for name, config in about.runs.items():
         words = [f"--config={ROOT}/configs/{config}.py", f"--workdir={runs / name}"]
         if not workdir.saved_steps(runs / name):
             trained(words, out / f"{name}.log")
-    teacher = runs / next(iter(_TEACHERS[data]))
-    for name, block in _SAMPLERS.items():
-        for number in (*steps, LONG):
+    teacher = runs / next(iter(about.runs))
+    for name, block in {**about.samplers, **about.colder}.items():
+        for number in (*steps, *([LONG] if name in about.samplers else [])):
             table.add(name, number, teacher, {**block, "num_steps": number})
     failed = False
     for name in methods:
@@ -171,8 +178,11 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
 
 def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool:
     """Trains a student where that is left to do, and measures it; returns success."""
-    variant = ":mixture" if table.data == "mixture" else ""
-    config = config_lib.load(f"{ROOT}/configs/distillation/{name}.py{variant}")
+    variant = measures.DATA[table.data].variant
+    place = f"{ROOT}/configs/distillation/{name}.py" + (
+        f":{variant}" if variant else ""
+    )
+    config = config_lib.load(place)
     # Where training does not know the number of steps, one student takes any.
     is_trained_for = "num_steps" in config.objective
     folder = table.folder / (f"{name}_{steps}" if is_trained_for else name)
@@ -189,8 +199,8 @@ def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool
         resolved = config_lib.resolve(config)
         workdir.check(folder, resolved, "auto")
         if not finished(folder, resolved["train"]["num_steps"]):
-            words = [f"--config={ROOT}/configs/distillation/{name}.py{variant}"]
-            words += [f"--workdir={folder}", *(f"--config.{word}" for word in given)]
+            words = [f"--config={place}", f"--workdir={folder}"]
+            words += [*(f"--config.{word}" for word in given)]
             trained(words, table.folder / f"{folder.name}.log")
         block = {**resolved["sampler"], "num_steps": steps}
         table.add(name, steps, folder, block)
@@ -232,9 +242,9 @@ class Table:
     """The measurements, each also in a file of its own: none is made twice.
 
     Args:
-      data: 'mixture' or 'digits'.
+      data: in `distillation_measures.DATA`.
       num_samples: of each measurement.
-      folder: of the table.
+      folder: of the table, in that of all runs.
     """
 
     def __init__(self, data: str, num_samples: int, folder: pathlib.Path):
@@ -253,13 +263,20 @@ class Table:
         sampler = registry.check("sampler", sampler, "sampler")
         asked = {"run": str(run), "step": step, "sampler": sampler}
         asked |= {"num_samples": self._num_samples, "digest": digest_of(run, step)}
+        if self.data == "text":
+            reference = self.folder.parent / "language_model"
+            asked["reference"] = digest_of(
+                reference, workdir.saved_steps(reference)[-1]
+            )
         found = json.loads(path.read_text()) if path.is_file() else {}
         if found.get("asked") != asked:
             config |= {
                 "sampler": sampler,
-                "evals": measures.evals_of(self.data, self._num_samples),
+                "evals": measures.evals_of(
+                    self.data, self._num_samples, self.folder.parent
+                ),
                 "logging": config["logging"]
-                | {"num_samples": measures.batch_size(self.data)},
+                | {"num_samples": measures.DATA[self.data].batch_size},
             }
             numbers, real = self._measured(config, checkpoints, step, stem)
             rows = writers.read_rows(run / writers.METRICS_FILE)

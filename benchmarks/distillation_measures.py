@@ -11,11 +11,15 @@ Of the mixture, with the labels of samples and data in turn, as many of each:
   variance_ratio variance of the samples of a component over the true one, the mean
                  over components
 
-Of the digits: what the evaluators `samples` and `sample_quality` find, see there.
+Of the digits, also as tokens: what the evaluators `samples` and `sample_quality` find,
+see there. Of text: what `text_quality` finds, under the language model of this folder.
+Sampling colder makes text likelier and less varied, so what the teacher reaches at the
+entropy of a student's samples stands beside these, see `at_equal_entropy`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -28,51 +32,173 @@ from diffusionlab.metrics import neighbours
 
 DIRECTIONS = 64
 _CELLS = 4096
-_BATCH = {"mixture": 20_000, "digits": 500}
-TITLES = {
-    "mixture": {
-        "distance": "sliced-Wasserstein distance to the data",
-        "weight_error": "largest relative error of a mode's weight",
-        "accuracy": "class accuracy",
-        "variance_ratio": "variance within modes, over the true one",
-        "seconds": "seconds of training",
-    },
-    "digits": {
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a table is of.
+
+    Attributes:
+      runs: run -> its config, of all that students and evaluators need; the first is
+        the teacher.
+      variant: of the students' configs.
+      of_tokens: whether methods for tokens take part, or those for numbers.
+      samplers: row -> sampler of the teacher; also measured at many steps.
+      colder: the same, only measured at as many steps as the students make.
+      steps: of the students.
+      num_samples: of each measurement.
+      batch_size: how many are drawn at once.
+      titles: number -> what it is called; the first is what the picture shows.
+      names: number -> the evaluators' name for it.
+      evals: the evaluators, all told the number of samples.
+    """
+
+    runs: Mapping[str, str]
+    variant: str = ""
+    of_tokens: bool = False
+    samplers: Mapping[str, Mapping]
+    colder: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    num_samples: int
+    batch_size: int
+    titles: Mapping[str, str]
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    evals: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+
+
+# Ancestral as students of moment matching sample, and as the program does by itself.
+_SAMPLERS = {
+    "teacher, ddim": {"name": "ddim"},
+    "teacher, ancestral": {"name": "ancestral", "noise_exponent": 0.0},
+    "teacher, ancestral 0.3": {"name": "ancestral", "noise_exponent": 0.3},
+}
+_OF_TOKENS = {"teacher": {"name": "token_ancestral"}}
+_OF_DIGITS = {
+    "num_samples": 1500,
+    "batch_size": 500,
+    "titles": {
         "distance": "Fréchet distance in classifier features",
         "accuracy": "class accuracy",
         "precision": "precision",
         "recall": "recall",
         "seconds": "seconds of training",
     },
-}
-_OF_DIGITS = {
-    "distance": "quality/frechet",
-    "accuracy": "samples/agreement",
-    "precision": "samples/precision",
-    "recall": "samples/recall",
-}
-_EVALS = {
-    "samples": {"name": "samples"},
-    "quality": {
-        "name": "sample_quality",
-        "extractor": {"name": "digits"},
-        "metrics": [{"name": "frechet", "groups": 0}],
-        "reference": "test",
-        "baseline": "train",
+    "names": {
+        "distance": "quality/frechet",
+        "accuracy": "samples/agreement",
+        "precision": "samples/precision",
+        "recall": "samples/recall",
+    },
+    "evals": {
+        "samples": {"name": "samples"},
+        "quality": {
+            "name": "sample_quality",
+            "extractor": {"name": "digits"},
+            "metrics": [{"name": "frechet", "groups": 0}],
+            "reference": "test",
+            "baseline": "train",
+        },
     },
 }
+DATA = {
+    "mixture": Data(
+        runs={"solved": "mixture/analytic", "mixture": "mixture/denoising"},
+        variant="mixture",
+        samplers=_SAMPLERS,
+        num_samples=200_000,
+        batch_size=20_000,
+        titles={
+            "distance": "sliced-Wasserstein distance to the data",
+            "weight_error": "largest relative error of a mode's weight",
+            "accuracy": "class accuracy",
+            "variance_ratio": "variance within modes, over the true one",
+            "seconds": "seconds of training",
+        },
+    ),
+    "digits": Data(
+        runs={"digits": "digits/denoising"}, samplers=_SAMPLERS, **_OF_DIGITS
+    ),
+    "digits_tokens": Data(
+        runs={"digits_tokens": "digits/tokens"},
+        variant="digits",
+        of_tokens=True,
+        samplers=_OF_TOKENS,
+        steps=(4, 8, 16),
+        **_OF_DIGITS,
+    ),
+    "text": Data(
+        runs={"text": "text/masked", "language_model": "text/language_model"},
+        of_tokens=True,
+        samplers=_OF_TOKENS,
+        colder={
+            f"teacher, temperature {tau}": {
+                "name": "token_ancestral",
+                "temperature": tau,
+            }
+            for tau in (0.9, 0.8, 0.7)
+        },
+        steps=(4, 8, 16, 32),
+        num_samples=256,
+        batch_size=64,
+        titles={
+            "perplexity": "perplexity under the language model",
+            "teacher_perplexity": "that of the teacher at the same entropy",
+            "gradient_moment": "Gradient Moment",
+            "teacher_gradient_moment": "that of the teacher at the same entropy",
+            "entropy": "entropy of a sample's characters, nats",
+            "seconds": "seconds of training",
+        },
+        names={k: f"text/{k}" for k in ("perplexity", "gradient_moment", "entropy")},
+        evals={"text": {"name": "text_quality", "ngrams": ()}},
+    ),
+}
 
 
-def evals_of(data: str, num_samples: int) -> dict:
-    """Returns the block `evals` that `measure` needs in a config."""
-    if data == "mixture":
-        return {}
-    return {k: {**block, "num_samples": num_samples} for k, block in _EVALS.items()}
+def evals_of(data: str, num_samples: int, runs: pathlib.Path) -> dict:
+    """Returns the block `evals` that `measure` needs in a config.
+
+    Args:
+      data: in `DATA`.
+      num_samples: of each evaluator.
+      runs: the folder of all runs, where the reference of text lies.
+    """
+    more = {"num_samples": num_samples}
+    if data == "text":
+        more["reference"] = str(runs / "language_model")
+    return {label: {**block, **more} for label, block in DATA[data].evals.items()}
 
 
-def batch_size(data: str) -> int:
-    """Returns how many samples are drawn at once."""
-    return _BATCH[data]
+def at_equal_entropy(rows: Sequence[Mapping]) -> dict[tuple[str, int], dict]:
+    """Returns the teacher's numbers where its samples have a student's entropy.
+
+    The teacher at several temperatures is a curve for each number of steps; between its
+    points the logarithm of the perplexity, and the Gradient Moment, are taken to be
+    straight lines in the entropy. Beyond its ends there is no answer.
+
+    Args:
+      rows: 'method', 'steps' and 'numbers' each; teachers' methods begin so.
+
+    Returns:
+      (method, steps) -> 'teacher_perplexity' and 'teacher_gradient_moment'.
+    """
+    found, curves = {}, {}
+    for row in rows:
+        if row["method"].startswith("teacher"):
+            curves.setdefault(row["steps"], []).append(row["numbers"])
+    for row in rows:
+        curve = sorted(curves.get(row["steps"], ()), key=lambda n: n["entropy"])
+        if row["method"].startswith("teacher") or not curve:
+            continue
+        entropy = [numbers["entropy"] for numbers in curve]
+        at = row["numbers"]["entropy"]
+        if entropy[0] <= at <= entropy[-1]:
+            log_p = np.log([numbers["perplexity"] for numbers in curve])
+            moment = [numbers["gradient_moment"] for numbers in curve]
+            found[row["method"], row["steps"]] = {
+                "teacher_perplexity": float(np.exp(np.interp(at, entropy, log_p))),
+                "teacher_gradient_moment": float(np.interp(at, entropy, moment)),
+            }
+    return found
 
 
 def measure(
@@ -81,24 +207,27 @@ def measure(
     """Returns the numbers of one sampler, and the same of data in place of samples.
 
     Args:
-      data: 'mixture' or 'digits'.
+      data: in `DATA`.
       built: the experiment, with the sampler to measure.
       params: by role.
       step: of the parameters.
       num_samples: how many.
       folder: where evaluators write what else they find.
     """
-    if data == "digits":
+    if names := DATA[data].names:
         ema = restore.default_ema(built)
         evaluation = evaluate.Evaluation(built, mesh, folder)
         found, _ = evaluation.run(params, step, list(built.evals), ema)
-        named = {k: f"eval/{name}" for k, name in _OF_DIGITS.items()}
+        named = {k: f"eval/{name}" for k, name in names.items()}
         real = {k: f"{name}_real" for k, name in named.items()}
-        return tuple({k: found[n] for k, n in part.items()} for part in (named, real))
+        return tuple(
+            {k: found[n] for k, n in part.items() if n in found}
+            for part in (named, real)
+        )
     indices = np.arange(num_samples)
     label = inference.labels_in_turn(built, indices)
     draw = inference.make_draw(built, mesh)
-    size = min(_BATCH[data], num_samples)
+    size = min(DATA[data].batch_size, num_samples)
     x = inference.draw_many(draw, mesh, params, built.seed, indices, label, size)
     source = built.test_source
     return of_mixture(x, label, source), _of_data(source, num_samples)
@@ -184,7 +313,7 @@ def markdown(
     """Returns a table for each number: a row for each method, a column for each step.
 
     Args:
-      data: 'mixture' or 'digits'.
+      data: in `DATA`.
       rows: 'method', 'steps' and 'numbers' each.
       reasons: (method) -> why some of its cells have a dash.
       real: the numbers of data in place of samples.
@@ -193,13 +322,16 @@ def markdown(
     columns = sorted({row["steps"] for row in rows})
     names = list(dict.fromkeys([*(row["method"] for row in rows), *reasons]))
     cells = {(row["method"], row["steps"]): row["numbers"] for row in rows}
+    for place, numbers in (at_equal_entropy(rows) if data == "text" else {}).items():
+        cells[place] = cells[place] | numbers
     parts = []
-    for key, title in TITLES[data].items():
+    for key, title in DATA[data].titles.items():
         lines = ["| " + " | ".join([title, *map(str, columns)]) + " |"]
         lines += ["| --- |" + " --- |" * len(columns)]
         for name in names:
             found = [cells.get((name, steps), {}).get(key) for steps in columns]
-            if key != "seconds" or any(value is not None for value in found):
+            always = not key.startswith(("seconds", "teacher_"))
+            if always or any(value is not None for value in found):
                 marked = f"{name} \\*" if name in notes else name
                 lines.append("| " + " | ".join([marked, *map(_cell, found)]) + " |")
         if key in real:
@@ -222,19 +354,18 @@ def _cell(value: float | None) -> str:
 
 
 def picture(data: str, rows: Sequence[Mapping], real: Mapping) -> np.ndarray:
-    """Returns distance against steps, a curve for each method, uint8 `[H, W, 3]`.
+    """Returns the first number against steps, a curve each, as a picture.
 
     The data in place of samples, and what is measured at a single large number of
     steps beyond the others, are lines across.
     """
+    key, title = next(iter(DATA[data].titles.items()))
     most = sorted({row["steps"] for row in rows})
     few = [steps for steps in most if steps < 64] or most
-    lines, levels = [], [("data in place of samples", real["distance"])]
+    lines, levels = [], [("data in place of samples", real[key])]
     for name in dict.fromkeys(row["method"] for row in rows):
         of = sorted(
-            (row["steps"], row["numbers"]["distance"])
-            for row in rows
-            if row["method"] == name
+            (row["steps"], row["numbers"][key]) for row in rows if row["method"] == name
         )
         if points := [point for point in of if point[0] in few]:
             lines.append((name, *zip(*points, strict=True)))
@@ -242,7 +373,7 @@ def picture(data: str, rows: Sequence[Mapping], real: Mapping) -> np.ndarray:
     return pictures.curves(
         lines,
         x_title="steps",
-        y_title=TITLES[data]["distance"],
+        y_title=title,
         levels=levels,
         tallest=100,
     )

@@ -1,5 +1,6 @@
 """benchmarks/distillation.py: the table of all methods, in toy size."""
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from diffusionlab import registry
+from diffusionlab import main, registry
 from diffusionlab.data.generated import Mixture
 from diffusionlab.evals import mixture
 
@@ -184,3 +185,62 @@ def test_the_table_is_made_once_and_goes_on_where_it_stopped(
     assert status == 1 and "failed" in said and "another config" in said
     with pytest.raises(ValueError, match="did you mean 'boot'"):
         make(methods=("boots",))
+    with pytest.raises(ValueError, match="is for tokens, and mixture is numbers"):
+        make(methods=("discrete_moment_matching",))
+
+
+def test_the_teacher_at_equal_entropy_lies_on_its_curve(table):
+    _, measures = table
+    curve = {2.0: (8.0, 0.2), 3.0: (32.0, 0.6)}
+    rows = [
+        {
+            "method": f"teacher, {entropy}",
+            "steps": 4,
+            "numbers": dict(entropy=entropy, perplexity=p, gradient_moment=moment),
+        }
+        for entropy, (p, moment) in curve.items()
+    ]
+    rows += [
+        {"method": name, "steps": steps, "numbers": {"entropy": entropy}}
+        for name, steps, entropy in (("a", 4, 2.5), ("b", 4, 3.1), ("c", 8, 2.5))
+    ]
+    # b is beyond the curve, and there is none for 8 steps.
+    assert list(measures.at_equal_entropy(rows)) == [("a", 4)]
+    found = measures.at_equal_entropy(rows)["a", 4]
+    assert found["teacher_perplexity"] == pytest.approx(16.0)
+    assert found["teacher_gradient_moment"] == pytest.approx(0.4)
+
+
+@pytest.mark.slow
+def test_the_table_of_text(table, root, tmp_path, capsys, monkeypatch):
+    distillation, measures = table
+    cold = "teacher, temperature 0.7"
+    text = measures.DATA["text"]
+    text = dataclasses.replace(text, colder={cold: text.colder[cold]})
+    monkeypatch.setitem(measures.DATA, "text", text)
+    bare = ["--config.logging.samples_every=0", "--config.logging.tensorboard=False"]
+    bare += ["--config.train.num_steps=4"]
+    for run, config in text.runs.items():
+        words = [f"--config={root}/configs/{config}.py:smoke", *bare]
+        assert main.run([*words, f"--workdir={tmp_path / run}"]) == 0
+    status = distillation.run(
+        "text",
+        methods=("discrete_moment_matching",),
+        steps=[2],
+        runs=tmp_path,
+        num_samples=24,
+        overrides=[*bare, "--config.data.batch_size=8", "--config.evals={}"],
+    )
+    assert status == 0, capsys.readouterr().out
+    record = json.loads((tmp_path / "distillation_text" / "table.json").read_text())
+    found = {(row["method"], row["steps"]): row["numbers"] for row in record["rows"]}
+    assert {s for m, s in found if m == "teacher"} == {2, 256}
+    assert {s for m, s in found if m == cold} == {2}
+    numbers = found["discrete_moment_matching", 2]
+    assert set(numbers) == {"perplexity", "gradient_moment", "entropy", "seconds"}
+    assert record["real"]["perplexity"] > 1
+    asked = [row["asked"] for row in record["rows"]]
+    assert {a["sampler"]["temperature"] for a in asked} == {1.0, 0.7}
+    assert len({a["reference"] for a in asked}) == 1
+    written = (tmp_path / "distillation_text" / "table.md").read_text()
+    assert "| perplexity under the language model | 2 | 256 |" in written

@@ -153,7 +153,7 @@ def test_noise_of_a_chain_at_a_matched_student():
     for number, variance in ((1, 1.0256), (8, 1.0816), (16, 1.0866), (80, 1.0870)):
         chain = impulses(1.0, number, GAMMA, 0.0)
         assert expected(chain.eps, chain.eps) == pytest.approx(variance, abs=5.5e-5)
-        assert not np.any(CANCELLATIONS["full"](chain))
+        assert np.abs(CANCELLATIONS["full"](chain)).max() < 1e-7
 
 
 def test_every_noise_of_a_chain_is_accounted_for():
