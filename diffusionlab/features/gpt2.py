@@ -41,6 +41,7 @@ _VARIANT = {
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
+_END = "<|endoftext|>"
 _CHUNK = 128
 _LAYER = "h.{}."
 _LAYERS = tuple(
@@ -145,8 +146,13 @@ def load(path: str, field: str) -> tuple[dict[str, np.ndarray], Callable, dict]:
     return params, functools.partial(log_probs, heads=heads), about
 
 
-def tokenizer(folder: pathlib.Path, field: str) -> Callable[[list[str]], list]:
-    """Returns `encode(texts) -> lists of integers` of tokenizer.json in a folder.
+def tokenizer(
+    folder: pathlib.Path, field: str
+) -> tuple[Callable[[list[str]], list], int | None]:
+    """Reads tokenizer.json in a folder.
+
+    Returns:
+      `encode(texts) -> lists of integers`, and the token that ends a text, if any.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -174,7 +180,7 @@ def tokenizer(folder: pathlib.Path, field: str) -> Callable[[list[str]], list]:
     def encode(texts: list[str]) -> list:
         return [one.ids for one in found.encode_batch(texts, add_special_tokens=False)]
 
-    return encode
+    return encode, found.token_to_id(_END)
 
 
 def num_tokens(params: Params) -> int:

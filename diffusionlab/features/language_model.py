@@ -29,6 +29,7 @@ class LanguageModel(NamedTuple):
       encode: `encode(texts) -> lists of integers`; None where it has no tokenizer.
       source: of a run, whose tokens are its own; None of others.
       about: JSON that says which model it is.
+      end: the token that ends a text; the first of a row is scored, and no other.
     """
 
     params: Any
@@ -39,6 +40,7 @@ class LanguageModel(NamedTuple):
     encode: Callable[[Sequence[str]], Sequence[Sequence[int]]] | None
     source: Source | None
     about: Mapping[str, Any]
+    end: int | None = None
 
 
 def check(path: str, field: str = "reference") -> None:
@@ -102,7 +104,7 @@ def load(
         if step is not None:
             raise ValueError(f"{field}_step: '{path}' is no run, so it has no steps.")
         _, folder = gpt2.find(path, field)
-        encode = gpt2.tokenizer(folder, field)
+        encode, end = gpt2.tokenizer(folder, field)
         params, log_probs, about = gpt2.load(path, field)
         context, known = gpt2.context_length(params), gpt2.num_tokens(params)
 
@@ -116,7 +118,7 @@ def load(
             return rows
 
         return LanguageModel(
-            params, log_probs, 1, context, 0, known_tokens, None, about
+            params, log_probs, 1, context, 0, known_tokens, None, about, end
         )
     folder = pathlib.Path(path)
     try:
@@ -154,7 +156,8 @@ def tokens_of(
     """Returns tokens of `source` as the model's own, and which of them are scored.
 
     They are taken as they are where the vocabularies agree, and otherwise decoded to
-    text and encoded again; what is longer than the context then is cut.
+    text and encoded again; what is longer than the context then is cut. Of the tokens
+    that end a text the first counts, as in Hoogeboom et al. 2026, section 7.
 
     Args:
       model: the reference.
@@ -203,4 +206,7 @@ def tokens_of(
         to[:length] = row[:length]
     places = np.arange(tokens.shape[1])
     mask = (places >= model.first) & (places < lengths[:, None])
+    if model.end is not None:
+        is_end = tokens == model.end
+        mask &= ~is_end | (np.cumsum(is_end, axis=1) == 1)
     return tokens, mask, sum(len(row) > model.context for row in rows)

@@ -119,7 +119,7 @@ def test_another_architecture_of_the_same_names_is_refused(other, tmp_path):
 
 def test_a_tokenizer_file_neither_cuts_nor_fills_nor_is_of_another_model(tmp_path):
     library = pytest.importorskip("tokenizers")
-    words = {"the": 0, "cat": 1, "far": 23}
+    words = {"the": 0, "cat": 1, "<|endoftext|>": 2, "far": 23}
     made = library.Tokenizer(library.models.WordLevel(words, unk_token="the"))
     made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
     made.enable_truncation(2)
@@ -128,6 +128,7 @@ def test_a_tokenizer_file_neither_cuts_nor_fills_nor_is_of_another_model(tmp_pat
     write(tmp_path, seeded.gpt2(), n_head=2)
     model = language_model.load(str(tmp_path), Room(tmp_path, None))
     assert model.encode(["the cat the", "cat"]) == [[0, 1, 0], [1]]
+    assert model.end == 2
     with pytest.raises(ValueError, match="token 23, and the weights have 23"):
         model.encode(["the far"])
 
@@ -201,6 +202,15 @@ def test_tokens_of_another_vocabulary_go_through_text():
     tokens, mask, cut = language_model.tokens_of(model(None, halves, 1, 9), ours, X)
     np.testing.assert_array_equal(mask, [[0, 1, 1, 1], [0, 1, 1, 0]])
     assert cut == 0
+
+
+def test_of_the_ends_of_a_text_the_first_is_scored():
+    encode = lambda texts: [[ord(c) for c in text] for text in texts]  # noqa: E731
+    found = model(None, encode, 1)._replace(end=ord("b"))
+    x = np.array([[0, 1, 2, 1], [1, 1, 0, 1], [0, 2, 0, 0]], np.int32)
+    _, mask, _ = language_model.tokens_of(found, Letters("abc"), x)
+    # The first token of a row, which follows nothing, may be that first end.
+    np.testing.assert_array_equal(mask, [[0, 1, 1, 0], [0, 0, 1, 0], [0, 1, 1, 1]])
 
 
 def test_a_vocabulary_that_no_text_leads_to_is_refused():
