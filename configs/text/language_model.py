@@ -14,8 +14,9 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.check_variant(variant)
     config = common.get_config()
+    num_steps = 4000
     config.data = dict(
-        source=dict(name="text", corpus="pydoc", length=256), batch_size=16
+        source=dict(name="text", corpus="pydoc", length=128), batch_size=8
     )
     # Its noise is not used.
     config.process = dict(name="categorical", schedule=dict(name="alpha_linear"))
@@ -34,18 +35,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         language_model=dict(
             name="adam",
             learning_rate=dict(
-                name="cosine", value=2e-3, warmup_steps=100, decay_steps=1500
+                name="cosine", value=2e-3, warmup_steps=100, decay_steps=num_steps
             ),
             options=dict(b2=0.99),
         )
     )
-    config.train = dict(num_steps=1500)
+    config.train = dict(num_steps=num_steps)
     config.sampler = dict(name="token_ancestral", num_steps=64)
     config.guidance = dict()
-    config.checkpoint = dict(every=500, best="held_out/loss", best_mode="min")
-    config.evals.held_out.update(every=500)
+    config.checkpoint = dict(every=1000, best="held_out/loss", best_mode="min")
+    config.evals.held_out.update(every=1000)
     # There is nothing to sample.
-    config.logging = dict(every=50, samples_every=0)
+    config.logging = dict(every=100, samples_every=0)
     if variant == "smoke":
         common.shrink(config)
         config.data.source.length = 32
