@@ -1,6 +1,6 @@
 """Diffusion of text with uniform noise: characters are replaced, none is hidden.
 
-The run of `masked.py` in all but noise and loss. A network has to be told the time here: how
+The run of `masked.py` in all but noise and loss. A network has to be told the time: how
 far its own characters can be trusted depends on it. Its loss is the bound of Schiff et
 al. 2024, UDLM (arXiv 2412.10193).
 

@@ -62,7 +62,6 @@ from diffusionlab.types import (
     Process,
     Role,
     Teacher,
-    lift,
 )
 
 TOP_P_OFFSET = 2.0
@@ -147,9 +146,8 @@ def position_weight(
       s: `[B]`, above 0.
       weight: 'elbo', -alpha' / (1 - alpha), or 'one'.
     """
-    value = reveal_rate(process, s) if weight == "elbo" else jnp.ones_like(s)
-    counts = process.is_noise(z_s)
-    return lift(value, z_s.ndim) * counts / z_s[0].size
+    value = reveal_rate(process, s, z_s.ndim) if weight == "elbo" else 1.0
+    return value * process.is_noise(z_s) / z_s[0].size
 
 
 def check_ancestral(process: Process, sampler: Any) -> None:

@@ -24,8 +24,6 @@ class TokenTransformer(nn.Module):
 
       target: `[B, ...]` tokens; the answer is their log-probability, `[B, ...]`.
       noise: `[B, ..., noise_input]` numbers; zeros where they are not given.
-      context: `[B, n]` clean tokens that come before the block z, n at most
-        `context_length`; every position sees them.
 
     Attributes:
       process: says how many tokens and symbols there are.
@@ -37,7 +35,6 @@ class TokenTransformer(nn.Module):
       chunk: positions that are scored at a time; see `tokens.Head`.
       noise_input: channels of cond['noise']. What they add starts at zero: a network
         with noise is the same as before.
-      context_length: the longest cond['context'], of text.
       unroll: unroll the scan over layers.
       remat: name of a policy in `jax.checkpoint_policies`, or '' to keep activations.
       conditions: names of further numbers it is told; see `layers.Embedding`.
@@ -57,7 +54,6 @@ class TokenTransformer(nn.Module):
     time_conditioning: bool = True
     chunk: int = 0
     noise_input: int = 0
-    context_length: int = 0
     unroll: bool = False
     remat: str = ""
     conditions: tuple[str, ...] = ()
@@ -69,15 +65,9 @@ class TokenTransformer(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         tokens.check("token_transformer", self)
-        for name in ("noise_input", "context_length"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name}: must be at least 0, got {getattr(self, name)}."
-                )
-        if self.context_length and len(self.spec.shape) != 1:
+        if self.noise_input < 0:
             raise ValueError(
-                "context_length: is for sequences of tokens, and the data have shape "
-                f"{tuple(self.spec.shape)}; use 0."
+                f"noise_input: must be at least 0, got {self.noise_input}."
             )
 
     @nn.compact
@@ -95,12 +85,6 @@ class TokenTransformer(nn.Module):
             )
             h = h + position.astype(h.dtype)
         h = h + self._noise(cond, batch, length)
-        if self.context_length:
-            before = self._context(cond, table, batch)
-            h = jnp.concatenate([before, h], axis=1)
-            # Negative places: the block's own are as they are without a context.
-            count = before.shape[1]
-            places = jnp.arange(-count, length)[:, None]
         h = layers.shard(h, "batch", "length", "embed")
         h = layers.Transformer(
             self.num_layers,
@@ -117,7 +101,6 @@ class TokenTransformer(nn.Module):
             train=train,
             angles=layers.rotary_angles(places, self.width // self.num_heads),
         )
-        h = h[:, -length:]
         self.sow("intermediates", "features", h.mean(axis=1))
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(h)
         if emb is not None:
@@ -158,15 +141,3 @@ class TokenTransformer(nn.Module):
             name="noise",
         )
         return project(noise.reshape(batch, length, -1).astype(self.dtype))
-
-    def _context(self, cond: Cond, table: nn.Embed, batch: int) -> Array:
-        """The tokens before the block, `[B, n, width]`, marked as such."""
-        mark = self.param("context", nn.initializers.normal(0.02), (self.width,))
-        context = cond.get("context", jnp.zeros((batch, 0), jnp.int32))
-        if context.shape[1] > self.context_length:
-            raise ValueError(
-                f"context_length: is {self.context_length}, and cond['context'] has "
-                f"{context.shape[1]} tokens."
-            )
-        h = table(context)
-        return h + mark.astype(h.dtype)

@@ -80,7 +80,7 @@ def elbo(
       s: not looked at.
     """
     if process.is_masked:
-        return lift(reveal_rate(process, t), x.ndim) * answer.surprise
+        return reveal_rate(process, t, x.ndim) * answer.surprise
     log_x_hat = process.leave_one_out(answer.prediction, z_t, t)
     log_r_hat = _ratio(process.log_marginal(log_x_hat, t), z_t)
     return _rate_error(process, log_r_hat, x, z_t, t)
@@ -98,7 +98,7 @@ def score_entropy(
         # sum y - 1 - log y_x, its first part of second order in the sum's error.
         log_sum = jax.nn.logsumexp(raw, axis=-1)
         extra = jnp.where(process.is_noise(z_t), jnp.expm1(log_sum) - log_sum, 0.0)
-        rate = lift(reveal_rate(process, t), x.ndim)
+        rate = reveal_rate(process, t, x.ndim)
         return rate * (answer.surprise + extra)
     own = jax.nn.one_hot(z_t, process.num_tokens)
     return _rate_error(process, jnp.where(own > 0, 0.0, raw), x, z_t, t)
@@ -138,7 +138,7 @@ def steps(
     """
     is_last = lift(s, x.ndim) <= 0
     if process.is_masked:
-        reveal = lift(jnp.exp(process.log_reveal(t, s)[0]), x.ndim)
+        reveal = jnp.exp(process.log_reveal(t, s, x.ndim)[0])
         return jnp.where(is_last, 1.0, reveal) * answer.surprise
     log_x_hat = process.leave_one_out(answer.prediction, z_t, t)
     log_q = process.posterior(log_one_hot(x, process.num_tokens), z_t, t, s)
@@ -147,10 +147,10 @@ def steps(
     return jnp.where(is_last, answer.surprise, error)
 
 
-def reveal_rate(process: Categorical, t: Array) -> Array:
-    """Returns -alpha' / (1 - alpha), shaped as t."""
-    schedule = process.schedule
-    return -schedule.alpha_derivative(t) / jnp.maximum(schedule.noise(t), _TINY)
+def reveal_rate(process: Categorical, t: Array, ndim: int) -> Array:
+    """Returns -alpha' / (1 - alpha), to be multiplied with tokens of `ndim` axes."""
+    noise = jnp.maximum(process.one_minus_alpha(t, ndim), _TINY)
+    return -process.alpha_derivative(t, ndim) / noise
 
 
 def _ratio(log_p: Array, z_t: Array) -> Array:
@@ -164,9 +164,9 @@ def _rate_error(
     """Returns equation 4 of log r^ `[B, ..., K]`, which is 0 at z."""
     log_p = process.log_marginal(log_one_hot(x, process.num_tokens), t)
     error = _divergence(_ratio(log_p, z_t), log_r_hat).sum(-1)
-    schedule = process.schedule
-    beta = -schedule.alpha_derivative(t) / jnp.maximum(schedule.alpha(t), _TINY)
-    return lift(beta, x.ndim) / process.num_tokens * error
+    alpha = jnp.maximum(process.alpha(t, x.ndim), _TINY)
+    beta = -process.alpha_derivative(t, x.ndim) / alpha
+    return beta / process.num_tokens * error
 
 
 def _divergence(log_q: Array, log_p: Array) -> Array:

@@ -29,12 +29,24 @@ What a network can answer, [..., K] for each position:
     score           log of SEDD's concrete score, s_j = q(z with j at i) / q(z); of
                     masked tokens over alpha / (1 - alpha): the denoiser's logits again
 
+Text may be made block by block, `block_length` tokens at a time, each given those
+before it: with n blocks, position i of block b has a time of its own,
+
+    t_i = clip(n t - (n - 1 - b), 0, 1)                                             (5)
+
+so that while t goes from 1 to 0 one block after the other becomes clean, and those to
+come are noise, which says nothing. The bound, the posterior and the samplers are those
+of any other schedule; a grid should have a multiple of n steps. Blocks of one token are
+autoregression. The network sees all of z_t, so a step costs what it costs without them.
+
 Data are tokens, integers `[B, ...]`, or numbers in [-1, 1] such as pixels, which
 `levels` makes tokens of: `encode` on the way in, `decode` on the way out.
 
 Source: Austin et al. 2021, D3PM (arXiv 2107.03006), for (1) and (2); Sahoo et al. 2024,
 MDLM (arXiv 2406.07524), for (3); Lou et al. 2023, SEDD (arXiv 2310.16834), for scores;
-Gourevitch et al. 2026 (arXiv 2605.22765) for the two predictions under uniform noise.
+Gourevitch et al. 2026 (arXiv 2605.22765) for the two predictions under uniform noise;
+Arriola et al. 2025 (arXiv 2503.09573) for blocks, there with a network that sees those
+before and the one in work.
 """
 
 from __future__ import annotations
@@ -63,9 +75,11 @@ class Categorical:
       noise: 'masked' or 'uniform'.
       prediction: what the network's output means: denoiser, leave_one_out or score.
       levels: of data in [-1, 1]: token i is -1 + 2 i / (levels - 1).
+      block_length: tokens that are made at a time, of text; 0 is all of them.
 
     Raises:
-      ValueError: another word or schedule; levels where data are tokens, or too few.
+      ValueError: another word or schedule; levels where data are tokens, or too few;
+        blocks that do not divide a text, or of scores.
     """
 
     spec: DataSpec
@@ -73,6 +87,7 @@ class Categorical:
     noise: str = "masked"
     prediction: str = "denoiser"
     levels: int = 0
+    block_length: int = 0
 
     kind = "categorical"
 
@@ -97,6 +112,18 @@ class Categorical:
                 "levels: the data are no tokens; say how many levels between -1 and 1 "
                 f"they have, at least 2, got {self.levels}."
             )
+        if not self.block_length:
+            return
+        shape, length = tuple(self.spec.shape), self.block_length
+        if len(shape) != 1 or length < 1 or shape[0] % length:
+            raise ValueError(
+                f"block_length: must divide a text's length, got {length}, and the "
+                f"data have shape {shape}; use 0 for one block."
+            )
+        if self.prediction == "score":
+            raise ValueError(
+                "block_length: scores are of a whole text; use prediction 'denoiser'."
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -116,6 +143,41 @@ class Categorical:
     def mask(self) -> int:
         """The symbol that hides a token; none under uniform noise."""
         return self.num_tokens if self.is_masked else -1
+
+    def alpha(self, t: Array, ndim: int, classes: bool = False) -> Array:
+        """Returns alpha of each position, to be multiplied with tokens.
+
+        Args:
+          t: scalar or `[B]`.
+          ndim: number of axes of the tokens, `[B, ...]`, or of one example's.
+          classes: to go with a distribution of each, `[B, ..., K]`.
+        """
+        return self.schedule.alpha(jnp.clip(self._time(t, ndim, classes), 0, 1))
+
+    def one_minus_alpha(self, t: Array, ndim: int, classes: bool = False) -> Array:
+        """Returns 1 - alpha, as `alpha`."""
+        return self.schedule.noise(jnp.clip(self._time(t, ndim, classes), 0, 1))
+
+    def alpha_derivative(self, t: Array, ndim: int) -> Array:
+        """Returns d alpha / dt, as `alpha`: 0 but for the block in work."""
+        time = self._time(t, ndim)
+        slope = self.schedule.alpha_derivative(jnp.clip(time, 0, 1))
+        if not self.block_length:
+            return slope
+        return jnp.where((time > 0) & (time <= 1), self._num_blocks * slope, 0.0)
+
+    @property
+    def _num_blocks(self) -> int:
+        return self.spec.shape[0] // self.block_length
+
+    def _time(self, t: Array, ndim: int, classes: bool = False) -> Array:
+        """Equation 5 without its clip."""
+        t = jnp.asarray(t, jnp.float32)
+        if self.block_length:
+            block = jnp.arange(self.spec.shape[0]) // self.block_length
+            t = self._num_blocks * t[..., None] - (self._num_blocks - 1 - block)
+            return t[..., None] if classes else t
+        return lift(t, ndim + classes)
 
     def encode(self, x: Array) -> Array:
         """Returns data `[B, ...]` as tokens, int32."""
@@ -145,7 +207,7 @@ class Categorical:
         keep_key, noise_key = jax.random.split(key)
         # Compared with the noise's share, which has more digits where it is small.
         uniform = jax.random.uniform(keep_key, x.shape)
-        changed = uniform < lift(self.schedule.noise(t), x.ndim)
+        changed = uniform < self.one_minus_alpha(t, x.ndim)
         return jnp.where(changed, self.prior(noise_key, x.shape), x), changed
 
     def network_input(self, z_t: Array, t: Array) -> Array:
@@ -191,18 +253,19 @@ class Categorical:
 
     def _own(self, z_t: Array, t: Array) -> Array:
         """Returns log(alpha [k = z] + (1 - alpha) / K), `[B, ..., K]`."""
-        alpha, noise = self._alpha_noise(t, z_t.ndim + 1)
+        alpha, noise = self._shares(t, z_t.ndim)
         own = jax.nn.one_hot(z_t, self.num_tokens)
         return jnp.log(alpha * own + jnp.maximum(noise / self.num_tokens, _TINY))
 
-    def _alpha_noise(self, t: Array, ndim: int) -> tuple[Array, Array]:
-        return lift(self.schedule.alpha(t), ndim), lift(self.schedule.noise(t), ndim)
+    def _shares(self, t: Array, ndim: int, classes: bool = True) -> tuple[Array, Array]:
+        """Returns alpha and 1 - alpha."""
+        return self.alpha(t, ndim, classes), self.one_minus_alpha(t, ndim, classes)
 
     def _from_score(self, logits: Array, z_t: Array, t: Array) -> Array:
         """Returns log leave_one_out of log scores under uniform noise."""
         own = jax.nn.one_hot(z_t, self.num_tokens)
         share = jax.nn.softmax(jnp.where(own > 0, 0.0, logits))
-        alpha, noise = self._alpha_noise(t, z_t.ndim + 1)
+        alpha, noise = self._shares(t, z_t.ndim)
         left = (share - noise / self.num_tokens) / jnp.maximum(alpha, _TINY)
         return jnp.log(jnp.maximum(left, _TINY))
 
@@ -213,7 +276,7 @@ class Categorical:
           log_x: `[B, ..., K]`, log-probabilities of the clean token.
           t: scalar or `[B]`.
         """
-        alpha, noise = self._alpha_noise(t, log_x.ndim)
+        alpha, noise = self._shares(t, log_x.ndim - 1)
         log_alpha = jnp.log(jnp.maximum(alpha, _TINY))
         log_noise = jnp.log(jnp.maximum(noise, _TINY))
         if self.is_masked:
@@ -230,29 +293,37 @@ class Categorical:
           t, s: scalars or `[B]`, s < t.
         """
         if self.is_masked:
-            log_u, log_stay = self.log_reveal(t, s)
-            ndim = log_x.ndim
-            hidden = jnp.concatenate(
-                [
-                    log_x + lift(log_u, ndim),
-                    jnp.broadcast_to(lift(log_stay, ndim), (*log_x.shape[:-1], 1)),
-                ],
-                axis=-1,
-            )
+            log_u, log_stay = self.log_reveal(t, s, z_t.ndim, True)
+            stay = jnp.broadcast_to(log_stay, (*log_x.shape[:-1], 1))
+            hidden = jnp.concatenate([log_x + log_u, stay], axis=-1)
             seen = log_one_hot(z_t, self.num_symbols)
             return jnp.where(jnp.expand_dims(z_t == self.mask, -1), hidden, seen)
-        alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
-        # 1 - alpha_t / alpha_s, without cancellation where both are near 1.
-        gone = (self.schedule.noise(t) - self.schedule.noise(s)) / alpha_s
         own = jax.nn.one_hot(z_t, self.num_tokens)
-        keep = lift(alpha_t / alpha_s, own.ndim) * own
-        back = jnp.log(jnp.maximum(keep + lift(gone, own.ndim) / own.shape[-1], _TINY))
+        keep, gone = self.change(t, s, z_t.ndim, True)
+        back = jnp.log(jnp.maximum(keep * own + gone / own.shape[-1], _TINY))
         return jax.nn.log_softmax(back + self.log_marginal(log_x, s))
 
-    def log_reveal(self, t: Array, s: Array) -> tuple[Array, Array]:
-        """Returns log u and log(1 - u) of equation 3, shaped as t and s."""
-        noise_t = jnp.maximum(self.schedule.noise(t), _TINY)
-        noise_s = self.schedule.noise(s)
+    def change(
+        self, t: Array, s: Array, ndim: int, classes: bool = False
+    ) -> tuple[Array, Array]:
+        """Returns a = alpha_t / alpha_s and 1 - a, as `alpha`; s < t.
+
+        The difference has no cancellation where both are near 1. A block that is still
+        to come does not change.
+        """
+        alpha_t, noise_t = self._shares(t, ndim, classes)
+        alpha_s, noise_s = self._shares(s, ndim, classes)
+        is_left, divisor = alpha_s > 0, jnp.maximum(alpha_s, _TINY)
+        kept = jnp.where(is_left, alpha_t / divisor, 1.0)
+        gone = (noise_t - noise_s) / divisor
+        return kept, jnp.where(is_left, gone, 0.0)
+
+    def log_reveal(
+        self, t: Array, s: Array, ndim: int, classes: bool = False
+    ) -> tuple[Array, Array]:
+        """Returns log u and log(1 - u) of equation 3, as `alpha`; s < t."""
+        noise_t = jnp.maximum(self.one_minus_alpha(t, ndim, classes), _TINY)
+        noise_s = self.one_minus_alpha(s, ndim, classes)
         stay = jnp.clip(noise_s / noise_t, 0.0, 1.0)
         return (
             jnp.log(jnp.maximum((noise_t - noise_s) / noise_t, _TINY)),
@@ -269,8 +340,8 @@ class Categorical:
             log_x = log_one_hot(x, self.num_tokens)
             return draw(key, self.posterior(log_x, z_t, t, s))
         # A coin for each position, in the place of K + 1 probabilities.
-        coin = [lift(log_q, z_t.ndim) for log_q in reversed(self.log_reveal(t, s))]
-        coin = jnp.broadcast_to(jnp.stack(coin, axis=-1), (*z_t.shape, 2))
+        coin = reversed(self.log_reveal(t, s, z_t.ndim))
+        coin = jnp.broadcast_to(jnp.stack([*coin], axis=-1), (*z_t.shape, 2))
         return jnp.where((z_t == self.mask) & (draw(key, coin) > 0), x, z_t)
 
 

@@ -150,8 +150,7 @@ class Fixed:
 
 def _noisier(process: Process, keys: Array, z_s: Array, t: Array, s: Array) -> Array:
     """Returns z_t ~ q(z_t | z_s) under uniform noise, `[B, ...]`, for s < t."""
-    schedule = process.schedule
-    gone = (schedule.noise(t) - schedule.noise(s)) / schedule.alpha(s)
+    _, gone = process.change(t, s, z_s.ndim - 1)
 
     def one(key, z):
         coin_key, noise_key = jax.random.split(key)

@@ -74,8 +74,9 @@ class TokenRemasking:
                 raise ValueError(f"{name}: must be in [0, 1], got {value}.")
 
     def check(self, process: Process, spec: DataSpec) -> None:
-        """Raises ValueError where tokens are not masked."""
+        """Raises ValueError where tokens are not masked, or are made in blocks."""
         tokens.check_masked(process, "name", "'token_remasking'")
+        tokens.check_one_block(process, "name", "'token_remasking'")
 
     def chances(self, process: Process, t: Array, s: Array) -> tuple[Array, Array]:
         """Returns (v, sigma) of equation 1, scalars; at s = 0 they are (1, 0)."""
@@ -161,8 +162,9 @@ class TokenConfidence:
             )
 
     def check(self, process: Process, spec: DataSpec) -> None:
-        """Raises ValueError where tokens are not masked."""
+        """Raises ValueError where tokens are not masked, or are made in blocks."""
         tokens.check_masked(process, "name", "'token_confidence'")
+        tokens.check_one_block(process, "name", "'token_confidence'")
 
     def init(self, z: Array, t: Array) -> Ordered:
         """Returns the state at z_t `[B, ...]`; the first step counts its masks."""

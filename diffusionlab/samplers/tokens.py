@@ -55,6 +55,16 @@ def check_masked(process: Process, field: str, what: str) -> None:
         )
 
 
+def check_one_block(process: Process, field: str, what: str) -> None:
+    """Raises ValueError where tokens are made in blocks, in the name of a field."""
+    if process.block_length:
+        raise ValueError(
+            f"{field}: {what} makes all tokens at a time, and "
+            f"config.process.block_length is {process.block_length}; take "
+            "'token_ancestral' or 'token_tweedie'."
+        )
+
+
 def nucleus(log_x: Array, top_p: float) -> Array:
     """Returns which tokens are the likeliest that make up `top_p`, as `log_x`, bool.
 
@@ -129,7 +139,7 @@ def toss(keys: Array, log_yes: Array, log_no: Array, shape: tuple[int, ...]) -> 
 
 def reveal(process: Process, z_t: Array, t: Array, s: Array, keys: Array) -> Array:
     """Returns which masked positions equation 1 reveals, `[B, ...]`; at s = 0 all."""
-    log_u, log_stay = process.log_reveal(t, s)
+    log_u, log_stay = process.log_reveal(t, s, z_t.ndim - 1)
     coins = toss(keys, log_u, log_stay, z_t.shape[1:])
     return (z_t == process.mask) & (coins | base.is_last(s))
 

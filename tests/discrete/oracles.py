@@ -48,10 +48,13 @@ SCHEDULES = {
 }
 
 
-def process_of(joint, noise, schedule="linear", prediction="denoiser"):
-    spec = DataSpec(shape=(joint.length,), num_tokens=joint.num_tokens)
+def process_of(joint, noise, schedule="linear", prediction="denoiser", **options):
     return Categorical(
-        spec=spec, schedule=SCHEDULES[schedule][0], noise=noise, prediction=prediction
+        spec=DataSpec(shape=(joint.length,), num_tokens=joint.num_tokens),
+        schedule=SCHEDULES[schedule][0],
+        noise=noise,
+        prediction=prediction,
+        **options,
     )
 
 
@@ -62,8 +65,8 @@ def enumerated(joint, process, z, t, skip_own=False):
     """
     sequences = jnp.asarray(joint.sequences)
     k = joint.num_tokens
-    alpha = process.schedule.alpha(t).reshape(-1, 1, 1)
-    noise = process.schedule.noise(t).reshape(-1, 1, 1)
+    alpha = process.alpha(t, z.ndim, classes=True)
+    noise = process.one_minus_alpha(t, z.ndim, classes=True)
     own = jax.nn.one_hot(z, k)
     if process.is_masked:
         likelihood = jnp.where((z == k)[..., None], 1.0, own)

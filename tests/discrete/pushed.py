@@ -16,10 +16,14 @@ from diffusionlab.schedules import alpha
 from diffusionlab.types import CategoricalPrediction, DataSpec
 
 
-def process(joint, noise="masked", schedule=None) -> Categorical:
+def process(joint, noise="masked", schedule=None, block_length=0) -> Categorical:
     """The process of a joint, linear unless said otherwise."""
-    spec = DataSpec(shape=(joint.length,), num_tokens=joint.num_tokens)
-    return Categorical(spec=spec, schedule=schedule or alpha.Linear(), noise=noise)
+    return Categorical(
+        spec=DataSpec(shape=(joint.length,), num_tokens=joint.num_tokens),
+        schedule=schedule or alpha.Linear(),
+        noise=noise,
+        block_length=block_length,
+    )
 
 
 def oracle(joint, process):
@@ -32,8 +36,8 @@ def oracle(joint, process):
         if process.is_masked:
             likelihood = same | (z_t[:, None, :] == process.mask)
         else:
-            a, noise = process.schedule.alpha(t), process.schedule.noise(t)
-            likelihood = a * same + noise / joint.num_tokens
+            noise = process.one_minus_alpha(t, 1) / joint.num_tokens
+            likelihood = process.alpha(t, 1) * same + noise
         weight = probs * jnp.prod(likelihood.astype(jnp.float32), axis=-1)
         found = jnp.einsum("bx,xlk->blk", weight, one_hot)
         found /= jnp.maximum(jnp.sum(found, axis=-1, keepdims=True), 1e-30)

@@ -243,34 +243,6 @@ def test_noise_is_added_and_none_is_zero():
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_a_context_is_seen_by_all_and_none_is_none():
-    name, options = "token_transformer", dict(context_length=4)
-    run, (z, cond) = apply(name, **options), inputs()
-    params = trained(name, **options)
-    rest = {k: v for k, v in params.items() if k != "context"}
-    without = run(params, z, cond)
-    np.testing.assert_allclose(
-        without, apply(name)(rest, z, cond), rtol=1e-5, atol=1e-5
-    )
-    context = jnp.asarray(np.random.default_rng(6).integers(0, 7, (BATCH, 4)))
-    told = np.asarray(run(params, z, {**cond, "context": context}))
-    assert told.shape == without.shape
-    # Each token of it, and at each position.
-    for place in range(4):
-        other = context.at[:, place].set((context[:, place] + 1) % 7)
-        changed = np.abs(run(params, z, {**cond, "context": other}) - told)
-        assert (changed.max(axis=(0, 2)) > 1e-5).all()
-    # It lies before the block: its last token is what the block without its first
-    # token would have there, but for the mark.
-    unmarked = {**params, "context": np.zeros_like(params["context"])}
-    shorter = run(unmarked, z[:, 1:], {**cond, "context": z[:, :1]})
-    np.testing.assert_allclose(
-        shorter, apply(name)(rest, z, cond)[:, 1:], rtol=1e-4, atol=1e-4
-    )
-    with pytest.raises(ValueError, match="context_length: is 4, and .* has 5 tokens"):
-        run(params, z, {**cond, "context": z[:, :5]})
-
-
 def test_dropout_acts_when_training_and_by_its_key():
     name, options = "token_transformer", dict(dropout=0.5)
     z, cond = inputs()
@@ -347,8 +319,6 @@ def test_sizes_that_do_not_fit_are_an_error(name, options, said):
 def test_data_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match="leaves 4 features .* at least 6"):
         make("token_transformer", IMAGE, num_heads=4)
-    with pytest.raises(ValueError, match="context_length: is for sequences"):
-        make("token_transformer", IMAGE, context_length=2)
     process = Gaussian(schedule=Cosine(), prediction="v")
     context = dict(spec=IMAGE, dtype="float32", process=process, source=None)
     for name in NAMES:
