@@ -122,9 +122,9 @@ def token_distillation(
     config = distillation(objective, "", num_steps)
     config.teacher.run = "runs/digits_tokens"
     config.sampler.name = "token_ancestral"
+    config.data.batch_size = 16
     if variant == "":
         config.teacher.run = "runs/text"
-        config.data.batch_size = 64
         config.evals = dict(text=dict(name="text_quality"))
         config.logging.num_samples = 16
     return config

@@ -21,9 +21,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.objective.targets = "soft"
     config.networks = dict(denoiser=dict(noise_input=4 if variant else 16))
     # One half each of student and auxiliary network.
-    config.train.num_steps = 4000
+    config.train.num_steps = 1200
     config.optim = dict(
-        student=common.adam(3e-4, 2000, b1=0.0), aux=common.adam(3e-4, 2000, b1=0.0)
+        student=common.adam(5e-4, 600, b1=0.0), aux=common.adam(5e-4, 600, b1=0.0)
     )
     for block in config.optim.values():
         block.options.eps = 1e-12

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.token_distillation(
         "self_distillation_through_time", variant, num_steps=8
     )
-    rounds, steps = 3, 1000
+    rounds, steps = 3, 400
     config.objective.update(num_rounds=rounds, steps_per_round=steps)
     config.train.num_steps = rounds * steps
     config.optim.student = common.adam(3e-4, steps)
