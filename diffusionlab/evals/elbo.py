@@ -33,7 +33,7 @@ import numpy as np
 from diffusionlab import keys as keys_lib
 from diffusionlab import types
 from diffusionlab.evals import arrays
-from diffusionlab.objectives import discrete
+from diffusionlab.objectives import discrete, discrete_losses
 from diffusionlab.types import Array, CondPredict, Process
 
 _FIRST = 1e-6  # t, of a rate that divides by it
@@ -47,8 +47,8 @@ def bound(process: Process, num_times: int):
     All are `[B]` in nats: equations 1 to 3 of tokens x `[B, ...]`. Times are u² with u
     stratified: one in each of `num_times` equal parts of [0, 1], at an offset that each
     example draws for itself. The rate is about 1 / t with probability t, so that its
-    variance over t itself would grow without bound. The noise is that of the first
-    `index` of a batch.
+    variance over t itself would grow without bound. Text in blocks has as many parts of
+    [0, 1] in which this is so. The noise is that of the first `index` of a batch.
 
     Args:
       process: of the network.
@@ -68,8 +68,11 @@ def bound(process: Process, num_times: int):
         offset = jax.random.uniform(jax.random.fold_in(key, 0), zero.shape)
 
         def part(total, i):
-            u, noise = (i + offset) / num_times, jax.random.fold_in(key, i + 2)
-            t = jnp.maximum(u**2, _FIRST)
+            noise = jax.random.fold_in(key, i + 2)
+            scaled = process.num_blocks * (i + offset) / num_times
+            block = jnp.floor(scaled)
+            u = scaled - block
+            t = (block + jnp.maximum(u**2, _FIRST)) / process.num_blocks
             return total + 2 * u * discrete.nelbo(process, plain, noise, x, t), None
 
         total, _ = jax.lax.scan(part, zero, jnp.arange(num_times))
@@ -86,15 +89,10 @@ def bound(process: Process, num_times: int):
 def prior(process: Process, predict: types.Predict, x: Array) -> Array:
     """Returns equation 4 or 5 of tokens x `[B, ...]`: `[B]`, in nats."""
     one = jnp.ones(len(x))
-    alpha, noise = process.schedule.alpha(one), process.schedule.noise(one)
-    if process.is_masked:
-        z = jnp.full_like(x, process.mask)
-        return alpha * _surprise(process, predict, x, z, one)
-    k = process.num_tokens
-    wrong = noise / k
-    right = alpha + wrong
-    divergence = right * jnp.log(k * right) + (k - 1) * wrong * jnp.log(k * wrong)
-    return divergence * x[0].size
+    if not process.is_masked:
+        return discrete_losses.prior(process, one) * x[0].size
+    z = jnp.full_like(x, process.mask)
+    return process.schedule.alpha(one) * _surprise(process, predict, x, z, one)
 
 
 def _surprise(process, predict, x: Array, z: Array, t: Array) -> Array:

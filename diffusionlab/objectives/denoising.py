@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,22 @@ def denoise(
     scaled = process.network_input(z_t, t)
     raw = network.apply(params, scaled, cond, train=train, key=key)
     return process.predict(raw, z_t, t)
+
+
+def drop_labels(objective: Any, key: Array, batch: Mapping[str, Array]) -> Cond:
+    """Returns cond with the labels `[B]`, some of them the null class; {} without any.
+
+    Args:
+      objective: says the data's `spec` and the probability `label_dropout`.
+      key: of the draw.
+      batch: has 'label' where the data have classes.
+    """
+    num_classes = objective.spec.num_classes
+    if not num_classes:
+        return {}
+    label = batch["label"]
+    drop = jax.random.bernoulli(key, float(objective.label_dropout), label.shape)
+    return {"label": jnp.where(drop, num_classes, label)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -249,7 +266,7 @@ class Denoising:
         x = inputs.batch["x"].astype(jnp.float32)
         t, weight = self.times.sample(keys[_TIMES], x.shape[0], self.process.schedule)
         z_t, eps = self.process.corrupt(keys[_NOISE], x, t)
-        cond = self._cond(t, self._drop_labels(keys[_LABEL], inputs.batch))
+        cond = self._cond(t, drop_labels(self, keys[_LABEL], inputs.batch))
         raw = self.networks["denoiser"].apply(
             params["denoiser"],
             self.process.network_input(z_t, t),
@@ -278,10 +295,3 @@ class Denoising:
             metrics["weighted_error"] = (weighted.sum(), count)
         metrics["loss"] = (loss.sum(), count)
         return loss.mean(), metrics
-
-    def _drop_labels(self, key: Array, batch: Mapping[str, Array]) -> Cond:
-        if not self.spec.num_classes:
-            return {}
-        label = batch["label"]
-        drop = jax.random.bernoulli(key, float(self.label_dropout), label.shape)
-        return {"label": jnp.where(drop, self.spec.num_classes, label)}

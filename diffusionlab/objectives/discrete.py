@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlab.objectives import discrete_losses as losses
-from diffusionlab.objectives.denoising import denoise, loss_by_logsnr
+from diffusionlab.objectives.denoising import denoise, drop_labels, loss_by_logsnr
 from diffusionlab.types import (
     Array,
     CategoricalPrediction,
@@ -274,7 +274,7 @@ class Discrete:
         t, s = self._times(u)
         z_t, _ = process.corrupt(keys[_NOISE], x, t)
         logsnr = process.schedule.logsnr(t)
-        label = self._drop_labels(keys[_LABEL], inputs.batch)
+        label = drop_labels(self, keys[_LABEL], inputs.batch)
         answer = self._answer(
             params["denoiser"],
             x,
@@ -357,10 +357,3 @@ class Discrete:
             hidden = process.is_noise(z_t)
             return losses.Answer(jnp.where(hidden, -raw.astype(jnp.float32), 0.0))
         return losses.read(process, process.predict(raw, z_t, t), x, z_t, raw)
-
-    def _drop_labels(self, key: Array, batch: Mapping[str, Array]) -> Cond:
-        if not self.spec.num_classes:
-            return {}
-        label = batch["label"]
-        drop = jax.random.bernoulli(key, float(self.label_dropout), label.shape)
-        return {"label": jnp.where(drop, self.spec.num_classes, label)}

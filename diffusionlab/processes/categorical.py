@@ -136,6 +136,11 @@ class Categorical:
         return self.num_tokens + self.is_masked
 
     @property
+    def num_blocks(self) -> int:
+        """That are made one after the other; 1 without `block_length`."""
+        return self.spec.shape[0] // self.block_length if self.block_length else 1
+
+    @property
     def is_masked(self) -> bool:
         return self.noise == "masked"
 
@@ -164,18 +169,14 @@ class Categorical:
         slope = self.schedule.alpha_derivative(jnp.clip(time, 0, 1))
         if not self.block_length:
             return slope
-        return jnp.where((time > 0) & (time <= 1), self._num_blocks * slope, 0.0)
-
-    @property
-    def _num_blocks(self) -> int:
-        return self.spec.shape[0] // self.block_length
+        return jnp.where((time > 0) & (time <= 1), self.num_blocks * slope, 0.0)
 
     def _time(self, t: Array, ndim: int, classes: bool = False) -> Array:
         """Equation 5 without its clip."""
         t = jnp.asarray(t, jnp.float32)
         if self.block_length:
             block = jnp.arange(self.spec.shape[0]) // self.block_length
-            t = self._num_blocks * t[..., None] - (self._num_blocks - 1 - block)
+            t = self.num_blocks * t[..., None] - (self.num_blocks - 1 - block)
             return t[..., None] if classes else t
         return lift(t, ndim + classes)
 
