@@ -117,7 +117,9 @@ class Hooks:
         known = labels if spec.num_classes else None
         if texts.shows_text(spec):
             decode = functools.partial(texts.of_tokens, self._experiment.train_source)
-            texts.save(folder / f"step_{step:08d}.txt", texts.blocks(decode(x), known))
+            said = texts.blocks(decode(x), known)
+            texts.save(folder / f"step_{step:08d}.txt", said)
+            self._writers.text(step, "samples", said)
             strip.add_tokens(folder, step, x, decode)
         else:
             picture = pictures.of_examples(x, known)

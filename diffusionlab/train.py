@@ -164,7 +164,7 @@ class Loop:
             wandb=experiment.logging.wandb,
             config=experiment.config,
         )
-        self.writers.text("config", config_lib.to_text(experiment.config))
+        self.writers.text(0, "config", config_lib.to_text(experiment.config))
         judge = self.checkpoints.judge
         self.hooks = hooks.Hooks(
             experiment, mesh, folder, self.writers, self.say, judge

@@ -30,7 +30,7 @@ class Writer(Protocol):
 
     def scalars(self, step: int, values: Values) -> None: ...
     def image(self, step: int, name: str, picture: np.ndarray) -> None: ...
-    def text(self, name: str, text: str) -> None: ...
+    def text(self, step: int, name: str, text: str) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
@@ -104,7 +104,7 @@ class MetricsFile:
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Does nothing: pictures lie as PNG files in the run directory."""
 
-    def text(self, name: str, text: str) -> None:
+    def text(self, step: int, name: str, text: str) -> None:
         """Does nothing: text lies in files of its own."""
 
     def flush(self) -> None:
@@ -139,10 +139,10 @@ class TensorBoard:
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
-    def text(self, name: str, text: str) -> None:
+    def text(self, step: int, name: str, text: str) -> None:
         # TensorBoard renders markdown: indented text is shown as it is.
         indented = "\n".join(f"    {line}" for line in text.splitlines())
-        self._writer.add_text(name, indented, 0)
+        self._writer.add_text(name, indented, step)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -205,7 +205,8 @@ class WandB:
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         self._run.log({"step": step, name: self._image(picture)})
 
-    def text(self, name: str, text: str) -> None:
+    def text(self, step: int, name: str, text: str) -> None:
+        # Of each name the newest.
         self._run.summary[name] = text
 
     def flush(self) -> None:
@@ -242,9 +243,9 @@ class Writers:
         """Writes uint8 `[H, W, 3]`."""
         self._submit(lambda: [w.image(int(step), name, picture) for w in self._writers])
 
-    def text(self, name: str, text: str) -> None:
-        """Writes a text about the whole run, such as its config."""
-        self._submit(lambda: [w.text(name, text) for w in self._writers])
+    def text(self, step: int, name: str, text: str) -> None:
+        """Writes a text: samples, or at step 0 the config."""
+        self._submit(lambda: [w.text(int(step), name, text) for w in self._writers])
 
     def flush(self) -> None:
         """Waits until everything is written."""

@@ -67,7 +67,8 @@ def test_damage_within_the_file_is_named(tmp_path):
 def test_tensorboard_reads_back_scalars_images_and_text(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     writer = writers.open_writers(tmp_path)
-    writer.text("config", '{\n  "seed": 0\n}')
+    writer.text(0, "config", '{\n  "seed": 0\n}')
+    writer.text(20, "samples", "[0]\na")
     writer.scalars(1, {"train/loss": 0.5, "train/by": [1.0, 2.0]})
     writer.scalars(2, {"train/loss": 0.25})
     writer.image(2, "samples", picture)
@@ -81,6 +82,8 @@ def test_tensorboard_reads_back_scalars_images_and_text(tmp_path):
     (image,) = found.Images("samples")
     assert (image.step, image.height, image.width) == (2, 6, 9)
     assert image.encoded_image_string.startswith(b"\x89PNG")
+    (event,) = found.Tensors("samples/text_summary")
+    assert event.step == 20 and b"    [0]" in event.tensor_proto.string_val[0]
     text = found.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert b'"seed": 0' in text
 
@@ -101,7 +104,7 @@ def test_other_processes_write_nothing(tmp_path):
     writer = writers.open_writers(tmp_path, process_index=1, wandb="p")
     writer.scalars(1, {"a": 1})
     writer.image(1, "a", np.zeros((1, 1, 3), np.uint8))
-    writer.text("a", "b")
+    writer.text(0, "a", "b")
     writer.flush()
     writer.close()
     assert not list(tmp_path.iterdir())
@@ -175,7 +178,7 @@ def test_wandb_writes_offline_and_resumes_under_the_same_id(tmp_path, monkeypatc
         )
         writer.scalars(step, {"train/loss": 1 / step})
         writer.image(step, "samples", np.zeros((8, 8, 3), np.uint8))
-        writer.text("config", "text")
+        writer.text(0, "config", "text")
         writer.close()
     folder = tmp_path / "wandb"
     run_id = (folder / "run_id.txt").read_text().strip()
