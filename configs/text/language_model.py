@@ -14,7 +14,7 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.check_variant(variant)
     config = common.get_config()
-    num_steps = 4000
+    num_steps = 3000
     config.data = dict(
         source=dict(name="text", corpus="pydoc", length=128), batch_size=8
     )
@@ -23,9 +23,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.networks = dict(
         language_model=dict(
             name="causal_transformer",
-            width=192,
+            width=128,
             num_layers=4,
-            num_heads=6,
+            num_heads=4,
             dropout=0.1,
             unroll=True,
         )
