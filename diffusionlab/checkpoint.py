@@ -33,9 +33,10 @@ from diffusionlab.state import TrainState
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-# Replicas share the writing of an array from this size on. Below it, the programs that
-# cut every array on every device are most of a first save, and gain nothing.
-_SHARED_BYTES = 2**22
+# Replicas share the writing of an array if each has at least this much of it. The
+# programs that cut every small array on every device are most of a first save, and gain
+# nothing.
+_SHARED_BYTES = 2**20
 ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_BYTES),

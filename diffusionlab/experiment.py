@@ -241,6 +241,9 @@ def check_same(other: Experiment, process: Process, spec: DataSpec, whose: str) 
             getattr(p, "schedule", None) for p in (theirs, process)
         ),
         "process.noise": tuple(getattr(p, "noise", None) for p in (theirs, process)),
+        "process.block_length": tuple(
+            getattr(p, "block_length", 0) for p in (theirs, process)
+        ),
         "number of tokens": tuple(
             getattr(p, "num_tokens", 0) for p in (theirs, process)
         ),

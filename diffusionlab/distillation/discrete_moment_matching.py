@@ -146,7 +146,10 @@ def position_weight(
       s: `[B]`, above 0.
       weight: 'elbo', -alpha' / (1 - alpha), or 'one'.
     """
-    value = reveal_rate(process, s, z_s.ndim) if weight == "elbo" else 1.0
+    if weight == "elbo":
+        value = reveal_rate(process, s, z_s.ndim)
+    else:
+        value = process.in_work(s, z_s.ndim) * process.num_blocks
     return value * process.is_noise(z_s) / z_s[0].size
 
 

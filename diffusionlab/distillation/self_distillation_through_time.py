@@ -149,6 +149,11 @@ class SelfDistillationThroughTime:
                 "positions, and config.process is uniform; use "
                 "'discrete_moment_matching'."
             )
+        if self.process.block_length:
+            raise ValueError(
+                "process.block_length: self-distillation through time learns of all "
+                "masked positions at a time; use 'discrete_moment_matching'."
+            )
 
     def check_sampler(self, sampler: Any) -> None:
         """Raises ValueError for a sampler that makes other steps than those trained."""

@@ -37,6 +37,7 @@ from diffusionlab.objectives import discrete, discrete_losses
 from diffusionlab.types import Array, CondPredict, Process
 
 _FIRST = 1e-6  # t, of a rate that divides by it
+_GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1]
 _Z = 1.959964  # 97.5 % of a normal variable
 
 
@@ -48,7 +49,8 @@ def bound(process: Process, num_times: int):
     stratified: one in each of `num_times` equal parts of [0, 1], at an offset that each
     example draws for itself. The rate is about 1 / t with probability t, so that its
     variance over t itself would grow without bound. Text in blocks has as many parts of
-    [0, 1] in which this is so. The noise is that of the first `index` of a batch.
+    [0, 1] in which this is so, and takes several times in each. The noise is that of
+    the first `index` of a batch.
 
     Args:
       process: of the network.
@@ -61,15 +63,18 @@ def bound(process: Process, num_times: int):
         key = jax.random.fold_in(keys_lib.key(0, "elbo"), index[0])
         # A student with noise of its own draws it anew at each time, as its sampler
         # does: the mean of -log p over it is a bound, too.
-        own = jax.random.split(jax.random.fold_in(key, num_times + 2), len(x))
-        cond = {"key": own} | ({} if label is None else {"label": label})
+        draws = jax.random.split(jax.random.fold_in(key, num_times + 2), len(x))
+        cond = {"key": draws} | ({} if label is None else {"label": label})
         plain = lambda z_t, t: predict(z_t, t, cond)  # noqa: E731
         zero = jnp.zeros(len(x))
         offset = jax.random.uniform(jax.random.fold_in(key, 0), zero.shape)
+        shift = _GOLDEN if process.num_blocks > 1 else 0.0
 
         def part(total, i):
             noise = jax.random.fold_in(key, i + 2)
-            scaled = process.num_blocks * (i + offset) / num_times
+            # Parts that blocks divide would all have the same u by one offset.
+            own = (offset + i * shift) % 1
+            scaled = process.num_blocks * (i + own) / num_times
             block = jnp.floor(scaled)
             u = scaled - block
             t = (block + jnp.maximum(u**2, _FIRST)) / process.num_blocks

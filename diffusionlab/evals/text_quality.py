@@ -203,6 +203,7 @@ class _Reference:
         how = "tokens as they are" if own else "decoded and encoded by its tokenizer"
         first = "" if model.first == 0 else "; the first token is not scored"
         longer = f"; {cut} samples cut to its context" if cut else ""
+        longer += "; of the ends of a text the first" if model.end is not None else ""
         if silent := int(np.sum(~mask.any(axis=1))):
             longer += f"; {silent} samples without a token to score"
         result.notes["perplexity"] = (

@@ -29,7 +29,7 @@ class LanguageModel(NamedTuple):
       encode: `encode(texts) -> lists of integers`; None where it has no tokenizer.
       source: of a run, whose tokens are its own; None of others.
       about: JSON that says which model it is.
-      end: the token that ends a text; the first of a row is scored, and no other.
+      end: the token that ends a text; the first that can be is scored, and no other.
     """
 
     params: Any
@@ -207,6 +207,6 @@ def tokens_of(
     places = np.arange(tokens.shape[1])
     mask = (places >= model.first) & (places < lengths[:, None])
     if model.end is not None:
-        is_end = tokens == model.end
-        mask &= ~is_end | (np.cumsum(is_end, axis=1) == 1)
+        is_end = (tokens == model.end) & (places >= model.first)
+        mask &= (tokens != model.end) | (np.cumsum(is_end, axis=1) == 1)
     return tokens, mask, sum(len(row) > model.context for row in rows)

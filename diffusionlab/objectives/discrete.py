@@ -18,10 +18,12 @@ have weights like 1 / t. They are cut at `min_t`, and what lies below is one ste
     -log p(x | z) / min_t  at t = min_t, where t ~ U(0, 1) is below it              (2)
 
 in expectation -log p(x | z_min_t), which closes the bound whatever alpha is at t = 0,
-above the uncut one by terms of order min_t². What a schedule leaves of x at t = 1 is
-not in the loss; the evaluator `elbo` adds it. Score entropy under uniform noise has the
-weight -alpha' / alpha, and scores that are not exact, at t = 1, too: it is cut at
-1 - min_t as well, where z is noise but for KL(q(z_t | x) || 1/K), which is counted.
+above the uncut one by terms of order min_t². Of text in blocks the block in work
+counts alone, as often as there are blocks, and is cut at its own time. What a schedule
+leaves of x at t = 1 is not in the loss; the evaluator `elbo` adds it. Score entropy
+under uniform noise has the weight -alpha' / alpha, and scores that are not exact, at
+t = 1, too: it is cut at 1 - min_t as well, where z is noise but for
+KL(q(z_t | x) || 1/K), which is counted.
 
 Cross-entropy under uniform noise is no bound. Its best answer is the denoiser, and that
 of `elbo` and `steps` the distribution without the position's own token; the process
@@ -286,15 +288,16 @@ class Discrete:
         nats = self._bound(answer, x, z_t, t, s, u)
         positions = tuple(range(1, x.ndim))
         bound = weight * nats.mean(axis=positions)
-        surprise = answer.surprise.mean(axis=positions)
+        work = process.in_work(t, x.ndim)
+        surprise = (answer.surprise * work * process.num_blocks).mean(axis=positions)
         is_hybrid = self.loss == "hybrid"
         loss = bound + weight * (self.hybrid_weight * is_hybrid) * surprise
         count = jnp.float32(loss.shape[0])
         metrics = {
             "loss": (loss.sum(), count),
             "cross_entropy": (
-                answer.surprise.sum(),
-                process.is_noise(z_t).sum().astype(jnp.float32),
+                (answer.surprise * work).sum(),
+                (process.is_noise(z_t) & work).sum().astype(jnp.float32),
             ),
             "loss_by_logsnr": loss_by_logsnr(loss, logsnr),
         }
@@ -310,10 +313,17 @@ class Discrete:
         """Returns t and s of times u from the law; s is of chains alone."""
         if self.loss in _CHAINS:
             return chain_times(u, self.num_timesteps)
-        t = jnp.maximum(u, self.min_t)
+        block, v = self._within(u)
+        t = (block + jnp.maximum(v, self.min_t)) / self.process.num_blocks
         if self._is_cut_above:
             t = jnp.minimum(t, 1 - self.min_t)
         return t, t
+
+    def _within(self, u: Array) -> tuple[Array, Array]:
+        """Returns how many blocks come after the one in work, and its own time."""
+        scaled = self.process.num_blocks * u
+        block = jnp.clip(jnp.floor(scaled), 0, self.process.num_blocks - 1)
+        return block, scaled - block
 
     def _bound(
         self, answer: losses.Answer, x: Array, z_t: Array, t: Array, s: Array, u: Array
@@ -324,14 +334,16 @@ class Discrete:
         nats = rate(self.process, answer, x, z_t, t, s)
         if self.loss in _CHAINS:
             return nats * self.num_timesteps
+        work = self.process.in_work(t, x.ndim) * self.process.num_blocks
         if not is_elbo and self.loss not in _CONTINUOUS:
-            return nats
-        u, closing = lift(u, x.ndim), answer.surprise
+            return nats * work
+        u, v = lift(u, x.ndim), lift(self._within(u)[1], x.ndim)
+        closing = answer.surprise * work
         if self._is_cut_above:
             closing = losses.score_surprise(self.process, answer, x, z_t, t)
             left = lift(losses.prior(self.process, t), x.ndim)
             nats = jnp.where(u > 1 - self.min_t, left / self.min_t, nats)
-        return jnp.where(u < self.min_t, closing / self.min_t, nats)
+        return jnp.where(v < self.min_t, closing / self.min_t, nats)
 
     def _answer(
         self, params: Params, x: Array, z_t: Array, t: Array, cond: Cond, key: Array

@@ -165,11 +165,18 @@ class Categorical:
 
     def alpha_derivative(self, t: Array, ndim: int) -> Array:
         """Returns d alpha / dt, as `alpha`: 0 but for the block in work."""
-        time = self._time(t, ndim)
-        slope = self.schedule.alpha_derivative(jnp.clip(time, 0, 1))
+        time = jnp.clip(self._time(t, ndim), 0, 1)
+        slope = self.schedule.alpha_derivative(time)
         if not self.block_length:
             return slope
-        return jnp.where((time > 0) & (time <= 1), self.num_blocks * slope, 0.0)
+        return jnp.where(self.in_work(t, ndim), self.num_blocks * slope, 0.0)
+
+    def in_work(self, t: Array, ndim: int) -> Array:
+        """Which positions are being made at t, as `alpha`: all, or those of a block."""
+        time = self._time(t, ndim)
+        return (
+            (time > 0) & (time <= 1) if self.block_length else jnp.ones_like(time, bool)
+        )
 
     def _time(self, t: Array, ndim: int, classes: bool = False) -> Array:
         """Equation 5 without its clip."""
@@ -239,7 +246,12 @@ class Categorical:
             logits = self._from_score(logits, z_t, t)
         if self.prediction != "denoiser":
             logits = logits + self._own(z_t, t)
-        return CategoricalPrediction(jax.nn.log_softmax(logits))
+        logits = jax.nn.log_softmax(logits)
+        if self.block_length:
+            # Blocks that are done are certain, whatever the network says of them.
+            done = self.one_minus_alpha(t, z_t.ndim, True) <= 0
+            logits = jnp.where(done, log_one_hot(z_t, self.num_tokens), logits)
+        return CategoricalPrediction(logits)
 
     def leave_one_out(
         self, prediction: CategoricalPrediction, z_t: Array, t: Array

@@ -92,6 +92,17 @@ class Fixed:
                 f"tokens: expected 0 to {process.num_tokens - 1}, got "
                 f"{given.min()} to {given.max()}."
             )
+        if process.block_length:
+            known = np.broadcast_to(self.known, shape).reshape(
+                -1, process.num_blocks, process.block_length
+            )
+            # A block is made given those before it, and no other.
+            open_before = np.cumsum(~known.all(axis=2), axis=1) - ~known.all(axis=2)
+            if np.any(known.any(axis=2) & (open_before > 0)):
+                raise ValueError(
+                    "tokens: with config.process.block_length a block is made given "
+                    "those before it alone; give a beginning, as --prompt does."
+                )
         if process.is_masked and self.repeats > 1:
             raise ValueError(
                 f"repeats: is for uniform noise, got {self.repeats}; under masked "

@@ -65,6 +65,21 @@ def check_one_block(process: Process, field: str, what: str) -> None:
         )
 
 
+def check_steps(process: Process, num_steps: int, grid: grids.Grid | None) -> None:
+    """Raises ValueError unless each block of a text gets as many equal steps."""
+    count = process.num_blocks
+    if num_steps % count:
+        raise ValueError(
+            f"num_steps: must be a multiple of {count}, the number of blocks that "
+            f"config.process.block_length makes, got {num_steps}."
+        )
+    if count > 1 and not isinstance(grid or grids.Uniform(), grids.Uniform):
+        raise ValueError(
+            "grid: its steps are not the same in each block, which "
+            "config.process.block_length needs; leave it out."
+        )
+
+
 def nucleus(log_x: Array, top_p: float) -> Array:
     """Returns which tokens are the likeliest that make up `top_p`, as `log_x`, bool.
 
@@ -180,7 +195,8 @@ class TokenAncestral:
         check_options(self.num_steps, self.temperature, self.top_p)
 
     def check(self, process: Process, spec: DataSpec) -> None:
-        """Raises ValueError for `cached` under uniform noise, where all may change."""
+        """Raises ValueError for steps across blocks, and `cached` of uniform noise."""
+        check_steps(process, self.num_steps, self.grid)
         if self.cached and not process.is_masked:
             raise ValueError(
                 "cached: leaves out evaluations that reveal no masked token, and "
@@ -246,6 +262,10 @@ class TokenTweedie:
 
     def __post_init__(self):
         check_options(self.num_steps, self.temperature, self.top_p)
+
+    def check(self, process: Process, spec: DataSpec) -> None:
+        """Raises ValueError for steps across blocks."""
+        check_steps(process, self.num_steps, self.grid)
 
     def step(
         self,

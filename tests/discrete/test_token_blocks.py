@@ -9,9 +9,11 @@ import pushed
 import pytest
 
 from diffusionlab import registry
-from diffusionlab.objectives.discrete import nelbo
-from diffusionlab.samplers import base, fixed
-from diffusionlab.samplers.tokens import TokenAncestral
+from diffusionlab.objectives.discrete import Discrete, nelbo
+from diffusionlab.samplers import base, fixed, grids
+from diffusionlab.samplers.tokens import TokenAncestral, TokenTweedie
+from diffusionlab.schedules.times import Uniform
+from diffusionlab.types import DataSpec, Inputs, Network
 
 CHAIN = enumerated.chain()
 NOISES = ("masked", "uniform")
@@ -97,11 +99,64 @@ def test_a_beginning_of_uniform_noise_stays():
     keys = jax.random.split(jax.random.key(0), 4000)
     predict = pushed.oracle(CHAIN, process)
     x = np.asarray(base.sample(sampler, process, predict, keys, (3,)), int)
-    assert np.all(x[:, 0] == 2)
     wanted = CHAIN.table[2].reshape(-1) / CHAIN.table[2].sum()
     found = np.bincount(x[:, 1] * 3 + x[:, 2], minlength=9) / len(x)
     # Half the sum of nine deviations of sqrt(p / N), at four of them.
     assert np.abs(found - wanted).sum() / 2 < 2 * np.sqrt(wanted / len(x)).sum()
+
+
+@pytest.mark.parametrize("sampler", [TokenAncestral, TokenTweedie])
+@pytest.mark.parametrize("prediction", ["denoiser", "leave_one_out"])
+def test_what_is_done_stays_whatever_a_network_says_of_it(sampler, prediction):
+    process = oracles.process_of(FOUR, "uniform", prediction=prediction, block_length=2)
+    x = jnp.broadcast_to(jnp.int32([0, 1]), (500, 2))
+    z = jnp.concatenate([x, 1 - x], axis=1)
+
+    def predict(z_t, t):  # it takes every second token for another
+        return process.predict(jnp.zeros((*z_t.shape, 2)), z_t, t)
+
+    times = np.float32(np.linspace(0.5, 0, 9))
+    keys = jax.random.split(jax.random.key(0), len(z))
+    state = base.solve(sampler(num_steps=8), process, predict, z, times, keys)
+    np.testing.assert_array_equal(state.x[:, :2], x)
+    assert 0.3 < np.mean(state.x[:, 2:] == z[:, 2:]) < 0.7
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "elbo"])
+def test_a_loss_is_of_the_block_in_work(loss):
+    """Two independent bits, of which the network knows the odds of the second alone."""
+    odds = jnp.log(jnp.float32([[0.5, 0.5], [0.9, 0.1]]))
+    network = Network(
+        lambda key: {},
+        lambda params, z, cond, train=False, key=None: jnp.broadcast_to(
+            odds, (*z.shape, 2)
+        ),
+        (),
+    )
+    spec = DataSpec((2,), num_tokens=2)
+    joint = enumerated.bits()
+    count, min_t = 40_000, 0.2
+    objective = Discrete(
+        process=oracles.process_of(joint, "masked", block_length=1),
+        networks={"denoiser": network},
+        spec=spec,
+        times=Uniform(),
+        loss=loss,
+        min_t=min_t,
+    )
+    x = {"x": jnp.zeros((count, 2), jnp.int32)}
+    params = {"denoiser": {}}
+    found, metrics = jax.jit(objective.train_loss)(
+        params, Inputs(x, jax.random.key(0), jnp.int32(0), params, {})
+    )
+    nats = -float(odds[:, 0].mean())
+    # Of a token in work masked with probability t: the bound, or the mean of t; what
+    # is below min_t is at min_t.
+    share = (1 - min_t**2) / 2 + min_t**2 if loss == "cross_entropy" else 1.0
+    # Weights of at most 1 / min_t, half of the tokens: a spread of about twice nats.
+    assert float(found) == pytest.approx(share * nats, abs=8 * nats / count**0.5)
+    total, number = metrics["cross_entropy"]
+    assert float(total / number) == pytest.approx(nats, rel=0.05)
 
 
 def test_what_does_not_suit_is_refused():
@@ -116,3 +171,20 @@ def test_what_does_not_suit_is_refused():
         sampler = registry.build("sampler", {"name": name, "num_steps": 3}, "s")
         with pytest.raises(ValueError, match=f"name: '{name}' makes all tokens at a"):
             sampler.check(process, process.spec)
+    for sampler in (TokenAncestral, TokenTweedie):
+        with pytest.raises(ValueError, match="num_steps: must be a multiple of 3.*4"):
+            sampler(num_steps=4).check(process, process.spec)
+        with pytest.raises(ValueError, match="grid: its steps are not the same"):
+            sampler(num_steps=6, grid=grids.Cosine()).check(process, process.spec)
+        sampler(num_steps=6, grid=grids.Uniform()).check(process, process.spec)
+    for known, fits in (((1, 1, 0), True), ((0, 0, 1), False), ((1, 0, 1), False)):
+        given = fixed.Fixed(
+            sampler=TokenAncestral(num_steps=3),
+            tokens=np.zeros(3, int),
+            known=np.array(known, bool),
+        )
+        if fits:
+            given.check(process, process.spec)
+            continue
+        with pytest.raises(ValueError, match="tokens: with config.process.block_len"):
+            given.check(process, process.spec)

@@ -209,8 +209,8 @@ def test_of_the_ends_of_a_text_the_first_is_scored():
     found = model(None, encode, 1)._replace(end=ord("b"))
     x = np.array([[0, 1, 2, 1], [1, 1, 0, 1], [0, 2, 0, 0]], np.int32)
     _, mask, _ = language_model.tokens_of(found, Letters("abc"), x)
-    # The first token of a row, which follows nothing, may be that first end.
-    np.testing.assert_array_equal(mask, [[0, 1, 1, 0], [0, 0, 1, 0], [0, 1, 1, 1]])
+    # The first token of a row follows nothing, and is not scored whatever it is.
+    np.testing.assert_array_equal(mask, [[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 1, 1]])
 
 
 def test_a_vocabulary_that_no_text_leads_to_is_refused():
