@@ -157,9 +157,12 @@ def run(data, *, methods, steps, runs, num_samples, overrides) -> int:
     out.mkdir(parents=True, exist_ok=True)
     table = Table(data, num_samples, out)
     for name, config in about.runs.items():
-        words = [f"--config={ROOT}/configs/{config}.py", f"--workdir={runs / name}"]
-        if not workdir.saved_steps(runs / name):
-            trained(words, out / f"{name}.log")
+        words = [f"--workdir={runs / name}"]
+        if not (runs / name / "config.json").is_file():
+            words = [f"--config={ROOT}/configs/{config}.py", *words]
+        elif finished(runs / name):
+            continue
+        trained(words, out / f"{name}.log")
     teacher = runs / next(iter(about.runs))
     for name, block in {**about.samplers, **about.colder}.items():
         for number in (*steps, *([LONG] if name in about.samplers else [])):
@@ -198,7 +201,7 @@ def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool
         inherit.override(config, given, folder)
         resolved = config_lib.resolve(config)
         workdir.check(folder, resolved, "auto")
-        if not finished(folder, resolved["train"]["num_steps"]):
+        if not finished(folder):
             words = [f"--config={place}", f"--workdir={folder}"]
             words += [*(f"--config.{word}" for word in given)]
             trained(words, table.folder / f"{folder.name}.log")
@@ -210,10 +213,13 @@ def student(table, name: str, steps: int, runs: pathlib.Path, overrides) -> bool
     return True
 
 
-def finished(folder: pathlib.Path, num_steps: int) -> bool:
+def finished(folder: pathlib.Path) -> bool:
     """Whether a run made its last step, and what follows it."""
     path = folder / "result.json"
-    return path.is_file() and json.loads(path.read_text())["step"] == num_steps
+    if not path.is_file():
+        return False
+    num_steps = workdir.read_config(folder)["train"]["num_steps"]
+    return json.loads(path.read_text())["step"] == num_steps
 
 
 def trained(words: list[str], log: pathlib.Path) -> None:
@@ -315,9 +321,10 @@ class Table:
         reasons = {m: METHODS[m].why for m in methods if METHODS[m].why}
         said = {m: METHODS[m].notes.get(self.data, "") for m in methods}
         notes = {method: note for method, note in said.items() if note}
-        text = measures.markdown(self.data, self._rows, reasons, self._real, notes)
+        rows = measures.with_teacher(self.data, self._rows)
+        text = measures.markdown(self.data, rows, reasons, self._real, notes)
         (self.folder / "table.md").write_text(text, encoding="utf-8")
-        record = {"rows": self._rows, "real": self._real}
+        record = {"rows": rows, "real": self._real}
         record |= {"reasons": reasons, "notes": notes}
         workdir.write_json(self.folder / "table.json", record)
         shown = measures.picture(self.data, self._rows, self._real)

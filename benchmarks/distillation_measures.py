@@ -51,6 +51,7 @@ class Data:
       titles: number -> what it is called; the first is what the picture shows.
       names: number -> the evaluators' name for it.
       evals: the evaluators, all told the number of samples.
+      note: what stands below the table.
     """
 
     runs: Mapping[str, str]
@@ -64,6 +65,7 @@ class Data:
     titles: Mapping[str, str]
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     evals: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 # Ancestral as students of moment matching sample, and as the program does by itself.
@@ -150,6 +152,8 @@ DATA = {
         },
         names={k: f"text/{k}" for k in ("perplexity", "gradient_moment", "entropy")},
         evals={"text": {"name": "text_quality", "ngrams": ()}},
+        note="At the same entropy: between the teacher's temperatures, at as many "
+        "steps; a dash is an entropy that none of them reaches.",
     ),
 }
 
@@ -303,6 +307,18 @@ def seconds_of(rows: Sequence[Mapping], batch: int) -> float:
     return total
 
 
+def with_teacher(data: str, rows: Sequence[Mapping]) -> list[dict]:
+    """Returns the rows, those of text with the teacher at their entropy."""
+    found = at_equal_entropy(rows) if data == "text" else {}
+    return [
+        {
+            **row,
+            "numbers": row["numbers"] | found.get((row["method"], row["steps"]), {}),
+        }
+        for row in rows
+    ]
+
+
 def markdown(
     data: str,
     rows: Sequence[Mapping],
@@ -322,16 +338,17 @@ def markdown(
     columns = sorted({row["steps"] for row in rows})
     names = list(dict.fromkeys([*(row["method"] for row in rows), *reasons]))
     cells = {(row["method"], row["steps"]): row["numbers"] for row in rows}
-    for place, numbers in (at_equal_entropy(rows) if data == "text" else {}).items():
-        cells[place] = cells[place] | numbers
     parts = []
     for key, title in DATA[data].titles.items():
         lines = ["| " + " | ".join([title, *map(str, columns)]) + " |"]
         lines += ["| --- |" + " --- |" * len(columns)]
         for name in names:
             found = [cells.get((name, steps), {}).get(key) for steps in columns]
-            always = not key.startswith(("seconds", "teacher_"))
-            if always or any(value is not None for value in found):
+            if key.startswith("teacher_"):
+                has_row = not name.startswith("teacher")
+            else:
+                has_row = key != "seconds" or any(value is not None for value in found)
+            if has_row:
                 marked = f"{name} \\*" if name in notes else name
                 lines.append("| " + " | ".join([marked, *map(_cell, found)]) + " |")
         if key in real:
@@ -340,6 +357,8 @@ def markdown(
                 + " |" * len(columns)
             )
         parts.append("\n".join(lines))
+    if DATA[data].note:
+        parts.append(DATA[data].note)
     for mark, said in (("A dash:", reasons), ("\\*:", notes)):
         if said:
             lines = [f"- {name}: {why}" for name, why in said.items()]

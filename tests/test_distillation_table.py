@@ -209,6 +209,12 @@ def test_the_teacher_at_equal_entropy_lies_on_its_curve(table):
     found = measures.at_equal_entropy(rows)["a", 4]
     assert found["teacher_perplexity"] == pytest.approx(16.0)
     assert found["teacher_gradient_moment"] == pytest.approx(0.4)
+    for row in rows[2:]:
+        row["numbers"] |= dict(perplexity=20.0, gradient_moment=0.5)
+    text = measures.markdown("text", measures.with_teacher("text", rows), {}, {}, {})
+    assert "| that of the teacher at the same entropy | 4 | 8 |" in text
+    assert "| a | 16 | – |" in text and "| b | – | – |" in text
+    assert "a dash is an entropy that none of them reaches" in text
 
 
 @pytest.mark.slow
@@ -237,7 +243,8 @@ def test_the_table_of_text(table, root, tmp_path, capsys, monkeypatch):
     assert {s for m, s in found if m == "teacher"} == {2, 256}
     assert {s for m, s in found if m == cold} == {2}
     numbers = found["discrete_moment_matching", 2]
-    assert set(numbers) == {"perplexity", "gradient_moment", "entropy", "seconds"}
+    wanted = {"perplexity", "gradient_moment", "entropy", "seconds"}
+    assert wanted <= set(numbers)
     assert record["real"]["perplexity"] > 1
     asked = [row["asked"] for row in record["rows"]]
     assert {a["sampler"]["temperature"] for a in asked} == {1.0, 0.7}

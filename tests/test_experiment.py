@@ -1,10 +1,13 @@
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from diffusionlab import checks, experiment, inference, sharding
+from diffusionlab import checks, experiment, inference, sharding, types
 from diffusionlab import config as config_lib
+from diffusionlab.processes.categorical import Categorical
+from diffusionlab.schedules import alpha
 from diffusionlab.settings import Optimizer
 
 
@@ -214,3 +217,15 @@ def test_a_sampler_without_its_parts_is_named(smoke):
     )
     with pytest.raises(ValueError, match=message):
         checks.check_sampler(Half(), None, "config.sampler")
+
+
+def test_tokens_made_in_other_blocks_are_another_process():
+    spec = types.DataSpec((4,), num_tokens=3)
+    one, other = (
+        Categorical(spec=spec, schedule=alpha.Linear(), block_length=length)
+        for length in (0, 2)
+    )
+    there = SimpleNamespace(process=other, spec=spec)
+    experiment.check_same(there, other, spec, "config.teacher")
+    with pytest.raises(ValueError, match="another process.block_length: 2 there, 0 h"):
+        experiment.check_same(there, one, spec, "config.teacher")
