@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -76,6 +77,12 @@ def load(path: str) -> ml_collections.ConfigDict:
       FileNotFoundError: there is no such file.
       ValueError: the file has no `get_config`, or not this variant.
     """
+    module, variant = load_module(path)
+    return module.get_config(variant)
+
+
+def load_module(path: str) -> tuple[types.ModuleType, str]:
+    """Returns the module of a config file, and the variant; see `load`."""
     file, _, variant = path.partition(":")
     location = pathlib.Path(file)
     if not location.is_file():
@@ -89,7 +96,7 @@ def load(path: str) -> ml_collections.ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config: '{file}' has no function get_config(variant).")
-    return module.get_config(variant)
+    return module, variant
 
 
 def override(config: ml_collections.ConfigDict, assignments: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ def override(
     config: ml_collections.ConfigDict,
     assignments: Iterable[str],
     folder: pathlib.Path | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> None:
     """Applies 'a.b.c=value' in place, and inherits; see `config.override`, `inherit`.
 
@@ -36,6 +37,7 @@ def override(
       assignments: overrides.
       folder: the run directory, if there is one: where the teacher's has gone, what a
         run there inherited from it still counts.
+      stored: in place of that, the config that a run there would have.
     """
     later = []
     for assignment in assignments:
@@ -43,8 +45,9 @@ def override(
             later.append(assignment)
         else:
             config_lib.override(config, [assignment])
-    has_run = folder and (folder / "config.json").is_file()
-    inherit(config, workdir.read_config(folder) if has_run else {})
+    if stored is None and folder and (folder / "config.json").is_file():
+        stored = workdir.read_config(folder)
+    inherit(config, stored)
     config_lib.override(config, later)
 
 

@@ -11,14 +11,12 @@ once, and nothing is written.
 from __future__ import annotations
 
 import argparse
-import dis
-import errno
 import os
 import pathlib
 import sys
 
 from diffusionlab import config as config_lib
-from diffusionlab import inherit, registry, settings, workdir
+from diffusionlab import explain, inherit, registry, settings, workdir
 
 MODES = {
     "train": "train, or go on with a run (default)",
@@ -29,15 +27,6 @@ MODES = {
     "doctor": "print what this machine is and how fast",
 }
 
-# Of the machine, not of the program: wherever they are met, the user can mend them.
-_SYSTEM_ERRORS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-)
 _EVALS = {"quality": {"name": "sample_quality", "extractor": {"name": "inception"}}}
 
 
@@ -361,36 +350,12 @@ def main() -> None:
     """Entry point: an error of the user's is one line, one of ours a traceback."""
     try:
         status = run(sys.argv[1:])
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        said = _of_system(error) or (str(error) if _is_message(error) else "")
-        if not said:
+    except Exception as error:
+        if not (said := explain.explain(error)):
             raise
         print(f"diffusionlab: error: {said}", file=sys.stderr)
         sys.exit(1)
     sys.exit(status)
-
-
-def _of_system(error: BaseException) -> str:
-    """What the system refused, and for which file; '' of other errors."""
-    if not isinstance(error, OSError) or error.errno not in _SYSTEM_ERRORS:
-        return ""
-    return error.strerror + (f": '{error.filename}'" if error.filename else "")
-
-
-def _is_message(error: BaseException) -> bool:
-    """Whether an error was raised by us or a config, about what we were given."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    # JAX hides its own frames, and says so in a note: the last one that is left either
-    # raised the error, or called what did.
-    instruction = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]]
-    if getattr(error, "__notes__", None) and instruction != "RAISE_VARARGS":
-        return False
-    raised_in = trace.tb_frame.f_globals.get("__name__", "")
-    if isinstance(error, TypeError):  # elsewhere it is a mistake of ours
-        return raised_in in (config_lib.__name__, registry.__name__)
-    return raised_in.startswith(("diffusionlab", "configs.", "_config_"))
 
 
 if __name__ == "__main__":

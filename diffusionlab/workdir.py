@@ -29,6 +29,8 @@ from diffusionlab import config as config_lib
 from diffusionlab import writers
 
 LOCK_FILE = "lock"
+LAUNCH_FILES = ("trial.json", "attempts.jsonl", "jobs", "driver")
+"""What a launcher keeps beside a run: by itself it makes none."""
 BEST_FILE = "best.json"
 
 
@@ -68,12 +70,12 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def _has_entries(workdir: pathlib.Path) -> bool:
-    """Whether there is anything but the lock of a start that wrote nothing."""
+    """Whether there is more than a launcher's, and the lock of an empty start."""
     try:
         names = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
     except OSError as error:
         raise _unusable(workdir, error) from None
-    return bool(names - {LOCK_FILE})
+    return bool(names - {LOCK_FILE, *LAUNCH_FILES})
 
 
 def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
@@ -226,11 +228,15 @@ def _check_never_saved(workdir: pathlib.Path, every: int) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path, doing: str = "trained in") -> Iterator[None]:
     """Keeps other processes from training here until it is left or this one ends.
 
     Makes the directory. The lock goes with the process, however that ends; the file
     stays, and is empty when nobody holds it.
+
+    Args:
+      workdir: what is locked.
+      doing: what is done to it meanwhile, for the message.
 
     Raises:
       WorkdirError: another process holds it, or the directory cannot be written.
@@ -246,7 +252,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise WorkdirError(
-                f"--workdir: '{workdir}' is being trained in by {file.read().strip()}; "
+                f"--workdir: '{workdir}' is being {doing} by {file.read().strip()}; "
                 "wait for it or end it."
             ) from None
         except OSError as error:

@@ -17,7 +17,7 @@ ROWS = [
      "texts", "flops", "ema", "STARTED"},
     {"schedules", "config", "machine", "sharding", "optim", "averages", "preemption"},
     {"processes", "workdir", "writers"},
-    {"inherit", "stored_tree", "best"},
+    {"inherit", "stored_tree", "best", "explain"},
     {"metrics", "features"},
     {"guidance", "samplers", "objectives", "models", "data", "evals"},
     {"distillation"},

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusionlab import main, workdir
+from diffusionlab import explain, main, workdir
 
 DIGITS = "configs/digits/denoising.py:smoke"
 FILES = ["--mode=eval", "--samples=x.npz", "--reference=digits"]
@@ -223,7 +223,7 @@ def throw(error):
     raise error
 
 
-@pytest.mark.parametrize("number", main._SYSTEM_ERRORS)
+@pytest.mark.parametrize("number", explain._SYSTEM_ERRORS)
 def test_refusal_of_the_system_is_one_line_wherever_it_was_met(
     monkeypatch, capsys, number
 ):

@@ -21,7 +21,7 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.check_variant(variant)
     config = common.get_config()
-    num_steps = 16_000
+    num_steps = 12_000
     config.data = dict(
         source=dict(name="text", corpus="pydoc", length=128), batch_size=8
     )
@@ -45,11 +45,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.optim = dict(
         denoiser=dict(
-            name="adam",
+            # After 2,500 steps 2.36 bits, and 2.43 at a third of this rate; adam, at its
+            # best, needs twice the steps for the latter.
+            name="muon",
             learning_rate=dict(
-                name="cosine", value=2e-3, warmup_steps=200, decay_steps=num_steps
+                name="cosine", value=1.5e-2, warmup_steps=200, decay_steps=num_steps
             ),
-            options=dict(b2=0.99),
+            options=dict(adam_b2=0.99),
         )
     )
     config.train = dict(num_steps=num_steps)

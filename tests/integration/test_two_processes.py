@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffusionlab import multihost
-from launch import local
+from launch import rehearse
 
 # Gradients are summed over two processes in place of two devices of one: the order of
 # the sums may differ, and with it the last bits of a float32.
@@ -22,7 +22,14 @@ ONE_DEVICE = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")
 
 
 def _launch(root, *words, **kw):
-    command = [sys.executable, "-m", "launch.local", "--num_processes=2", "--", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.rehearse",
+        "--num_processes=2",
+        "--",
+        *words,
+    ]
     return subprocess.run(
         command,
         cwd=root,
@@ -155,7 +162,7 @@ def _start_two(root, words):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for command in local.commands(2, local.free_port(), words)
+        for command in rehearse.commands(2, rehearse.free_port(), words)
     ]
 
 
@@ -187,7 +194,7 @@ def test_a_missing_partner_is_waited_for_with_a_limit(
     since = time.monotonic()
     done = program(
         *flags("mixture", tmp_path / "run"),
-        f"--coordinator=127.0.0.1:{local.free_port()}",
+        f"--coordinator=127.0.0.1:{rehearse.free_port()}",
         "--num_processes=2",
         f"--process_id={process_id}",
         "--join_timeout=3",
@@ -206,7 +213,7 @@ def test_the_launcher_returns_the_first_failure_and_ends_the_others(tmp_path):
         for args in ((0.1, 3), (60, 0))
     ]
     since = time.monotonic()
-    assert local.wait(processes, grace=0.5) == 3
+    assert rehearse.wait(processes, grace=0.5) == 3
     assert time.monotonic() - since < 20
     assert processes[1].returncode == -signal.SIGKILL
 
@@ -215,7 +222,7 @@ def test_the_launcher_passes_sigterm_on(root, flags, steps_of, tmp_path):
     folder = tmp_path / "run"
     words = flags("mixture", folder, "train.num_steps=20000", "checkpoint.every=100000")
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.local", "--num_processes=1", "--", *words],
+        [sys.executable, "-m", "launch.rehearse", "--num_processes=1", "--", *words],
         cwd=root,
         env={**os.environ, **ONE_DEVICE},
         stdout=subprocess.PIPE,
@@ -232,9 +239,9 @@ def test_the_launcher_passes_sigterm_on(root, flags, steps_of, tmp_path):
 
 def test_the_launcher_helps_at_once(root):
     script = (
-        "import sys; sys.argv = ['local', '--help']\n"
-        "from launch import local\n"
-        "try: local.main()\n"
+        "import sys; sys.argv = ['rehearse', '--help']\n"
+        "from launch import rehearse\n"
+        "try: rehearse.main()\n"
         "except SystemExit: pass\n"
         "assert 'jax' not in sys.modules"
     )

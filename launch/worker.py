@@ -1,0 +1,188 @@
+"""The process of a trial, the same under every engine: python -m launch.worker FOLDER
+
+It joins the other processes of its job, goes on with the run from its newest
+checkpoint, and writes how it ended. Exit status 0: finished. 75: stopped by SIGTERM and
+saved, to be started again at no cost. Another: a failure, which counts.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from diffusionlab import explain
+from launch import definition, trial
+
+DONE, PREEMPTED, FAILED = 0, 75, 1
+_REQUEUED_WITHIN = 60.0
+
+_RANKS = (
+    "SUBMITIT_LOCAL_GLOBALID",
+    "SLURM_PROCID",
+    "LAUNCH_RANK",
+    "NODE_RANK",
+    "JOB_COMPLETION_INDEX",
+    "TPU_WORKER_ID",
+)
+_COUNTS = ("SUBMITIT_LOCAL_NTASKS", "SLURM_NTASKS", "NNODES")
+
+
+def rank(environ: Mapping[str, str]) -> int:
+    """Returns which process of its job this is: the first variable that says so."""
+    slice_id = int(environ.get("MEGASCALE_SLICE_ID", 0))
+    own = next((int(environ[name]) for name in _RANKS if name in environ), 0)
+    # Only whether it is 0 matters where several slices count from 0 each.
+    return own if slice_id == 0 else max(own, 1)
+
+
+def joining(environ: Mapping[str, str]) -> list[str]:
+    """Returns the flags by which diffusionlab joins the processes of this job.
+
+    LAUNCH_COORDINATOR is 'auto' where JAX reads the machine's own environment (TPU), or
+    'host:port' where the engine knows it. Under Slurm JAX reads the step's variables.
+    """
+    count = next((int(environ[n]) for n in _COUNTS if n in environ), 1)
+    coordinator = environ.get("LAUNCH_COORDINATOR", "")
+    if coordinator == "auto":
+        return ["--coordinator=auto"]
+    if count == 1:
+        return []
+    if "SLURM_PROCID" in environ:
+        return ["--coordinator=auto"]
+    return [
+        f"--coordinator={coordinator}",
+        f"--num_processes={count}",
+        f"--process_id={rank(environ)}",
+    ]
+
+
+def job_of(environ: Mapping[str, str]) -> str | None:
+    """Returns the engine's name of this job, as its `submit` gave it."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    names = ("SUBMITIT_LOCAL_JOB_ID", "SLURM_JOB_ID", "LAUNCH_JOB")
+    return next((environ[name] for name in names if name in environ), None)
+
+
+def command(folder: pathlib.Path, asked: Mapping[str, Any]) -> list[str]:
+    """Returns the flags of diffusionlab for a trial."""
+    flags = [f"--config={asked['config']}", f"--workdir={folder}"]
+    for key, value in {**asked["overrides"], **asked.get("point", {})}.items():
+        if key == definition.TEACHER and definition.is_sweep(value):
+            from launch import table  # needs pandas
+
+            value = str(table.best(pathlib.Path(value)))
+        flags.append(f"--{definition.word(key, value)}")
+    return [*flags, *asked.get("flags", ())]
+
+
+def run(folder: str) -> int:
+    """Runs a trial to its end, or to SIGTERM; returns the exit status.
+
+    A finished one is left alone: engines start jobs once more that have ended well.
+    """
+    path = pathlib.Path(folder).resolve()
+    one, environ = trial.Trial(path), os.environ
+    asked = one.asked()
+    if one.result() is not None:
+        print(f"{path}: this run is finished")
+        return DONE
+    recorder = one if rank(environ) == 0 else None
+    job = job_of(environ)
+    # Until the program listens itself there is nothing to save.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+    if recorder:
+        recorder.record(
+            "started",
+            job=job,
+            submission=environ.get("LAUNCH_SUBMISSION"),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            kills=kills(),
+        )
+    status, cause, message = _train(path, asked, joining(environ))
+    # From here on it is not to be ended before it has written how it ended.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if recorder:
+        told = dict(job=job, cause=cause, status=status, step=one.step())
+        recorder.record("ended", **told, **({"message": message} if message else {}))
+    return status
+
+
+def _train(path, asked, joined) -> tuple[int, str, str]:
+    """Returns exit status, cause and message of the program."""
+    try:
+        if asked.get("cwd") and pathlib.Path(asked["cwd"]).is_dir():
+            # Paths in the config are as the user wrote them.
+            os.chdir(asked["cwd"])
+            sys.path.insert(0, asked["cwd"])
+        from diffusionlab import main
+
+        status = main.run([*command(path, asked), *joined])
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else FAILED
+    except BaseException as error:
+        said = explain.explain(error)
+        if said:
+            print(f"diffusionlab: error: {said}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        first = (said or f"{type(error).__name__}: {error}").splitlines()[0]
+        return FAILED, trial.OUT_OF_MEMORY if memory else trial.FAILED, first
+    causes = {DONE: trial.DONE, PREEMPTED: trial.PREEMPTED}
+    return status, causes.get(status, trial.FAILED), ""
+
+
+def kills() -> int | None:
+    """Returns how many processes this machine ended for want of memory, if known."""
+    try:
+        lines = pathlib.Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(found[0]) if found else None
+
+
+def _requeue(job: str) -> None:
+    """Asks Slurm to start this job again: one that exits by itself is not."""
+
+    def ask(*words: str):
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    # Of one that was cancelled the state is COMPLETING by now.
+    if ask("squeue", "-h", "-j", job, "-o", "%T").stdout.strip() != "RUNNING":
+        return
+    done = ask("scontrol", "requeue", job)
+    if done.returncode:
+        print(f"scontrol requeue {job}: {done.stderr.strip()}", file=sys.stderr)
+        return
+    time.sleep(_REQUEUED_WITHIN)
+
+
+def main(folder: str | None = None) -> None:
+    """Entry point, and what submitit calls; ends the process with its status."""
+    status = run(folder or sys.argv[1])
+    sys.stdout.flush()
+    job = job_of(os.environ)
+    if status == PREEMPTED and "SLURM_PROCID" in os.environ and job:
+        if rank(os.environ) == 0:
+            _requeue(job)
+        else:
+            time.sleep(_REQUEUED_WITHIN)
+    if status:
+        # submitit would write a traceback of SystemExit's, and no library may linger.
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
