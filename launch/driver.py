@@ -143,7 +143,11 @@ class Driver:
         """Hands trials over that need not wait for a teacher."""
         jobs, chosen = [], []
         for trial in ready:
-            after = self._after(trial)
+            try:
+                after = self._after(trial)
+            except DriverError as error:
+                trial.record("ended", cause=trials.FAILED, message=str(error))
+                continue
             if after is None:
                 continue
             name = f"{self.books.folder.name}/{trial.name}"
@@ -233,14 +237,15 @@ def after(teacher: pathlib.Path, engine: Engine) -> list[str] | None:
     if is_sweep(teacher):
         books = open_books(teacher)
         members, open_ones = books.everything(), books.waiting()
+        allowance = books.max_failures
     elif (teacher / trials.TRIAL_FILE).is_file():
         members, open_ones = [Trial(teacher)], 0
+        allowance = members[0].asked()["max_failures"]
     else:
         return []  # a run that was started by hand; the program checks it
     alive, jobs = engine.alive(), []
     for member in members:
         events = member.events()
-        allowance = member.asked().get("max_failures", 2)
         now = state(member.result(), events, alive, allowance)
         if now in ("running", "queued"):
             jobs.append(attempts_of(events)[-1].job)

@@ -210,6 +210,8 @@ class Sweep:
           trial: of this sweep.
           state: 'done', 'pruned' or 'given up'.
         """
+        if self.asked["prune"] and self._of(trial).state == TrialState.RUNNING:
+            self._report(trial)
         number, remark = self._of(trial).number, ""
         values = trial.values(self.asked["metric"]) if state == "done" else []
         if state == "done" and not values:
@@ -223,15 +225,17 @@ class Sweep:
         return remark
 
     def is_hopeless(self, trial: Trial) -> bool:
-        """Whether the pruner would end a trial; tells it the values so far."""
-        if not self.asked["prune"]:
-            return False
+        """Whether the pruner would end a trial, by its values so far."""
+        return bool(self.asked["prune"]) and self._report(trial).should_prune()
+
+    def _report(self, trial: Trial):
+        """Tells the pruner the values of a trial that it has not been told."""
         frozen = self._of(trial)
         live = optuna.trial.Trial(self._study, frozen._trial_id)
         for step, value in trial.values(self.asked["metric"]):
             if step not in frozen.intermediate_values:
                 live.report(value, step)
-        return live.should_prune()
+        return live
 
     def retry(self, given_up: bool) -> list[str]:
         """Opens cancelled trials again, and with `given_up` those too."""

@@ -190,7 +190,7 @@ def attempts_of(events: Sequence[Mapping[str, Any]]) -> list[Attempt]:
             attempt.job, attempt.started = job, when
         elif kind == "ended":
             attempt = last(job=job) if job else last(submission=submission)
-            if attempt is None:
+            if attempt is None or not (job or submission):
                 attempts.append(attempt := Attempt(job=job, submission=submission))
             attempt.ended, attempt.cause = when, event["cause"]
             attempt.step = event.get("step")
