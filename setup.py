@@ -5,6 +5,7 @@ import pathlib
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
+LAUNCH = ["optuna>=5.0", "pandas>=2.2", "submitit>=1.5.4"]
 
 
 def requirements() -> list[str]:
@@ -21,12 +22,14 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["diffusionlab*", "configs*", "launch*"]),
-    package_data={"diffusionlab": ["assets/*"]},
+    package_data={"diffusionlab": ["assets/*"], "launch": ["assets/*"]},
     install_requires=requirements(),
     extras_require={
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "tf": ["tensorflow"],
+        # Runs and sweeps on several machines; see the README.
+        "launch": LAUNCH,
         # Files of tokenizers, for the data source "text".
         "text": ["sentencepiece>=0.2", "tokenizers>=0.21"],
         "wandb": ["wandb"],
@@ -41,6 +44,9 @@ setuptools.setup(
             "transformers>=4.50",
         ],
         "test": [
+            *LAUNCH,
+            "kubeflow-trainer-api>=2.3",
+            "kubernetes-validate>=1.37",
             "prdc>=0.2",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from diffusionlab import compiled, machine, sharding, teachers
+from diffusionlab import compiled, machine, revision, sharding, teachers
 from diffusionlab import experiment as experiment_lib
 from diffusionlab import state as state_lib
 
@@ -59,7 +59,7 @@ def doctor(folder: pathlib.Path, cache: str) -> str:
     lines = [f"devices: {len(found)}", *(f"  {d}" for d in found)]
     lines += ["versions:"]
     lines += [f"  {name} {version}" for name, version in machine.versions().items()]
-    lines.append(f"revision: {machine.git_revision() or 'unknown'}")
+    lines.append(f"revision: {revision.git_revision() or 'unknown'}")
     lines.append(f"compilation cache: {_cache(cache)}")
     lines.append(f"disk: {machine.disk_rate(folder) / 1e6:,.0f} MB/s into {folder}")
     for dtype in ("float32", "bfloat16"):

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from diffusionlab import revision
 
 # Peak dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
 DATASHEET = {
@@ -95,30 +96,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_revision() -> str:
-    """Returns the revision of this code, '+changes' if files differ, '' if unknown."""
-    folder = pathlib.Path(__file__).resolve().parent
-
-    def git(*words):
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        revision = git("rev-parse", "HEAD")
-    except FileNotFoundError:
-        return ""
-    return revision + ("+changes" if revision and git("status", "--porcelain") else "")
-
-
 def environment() -> dict[str, Any]:
     """Returns what a reader needs to know to repeat a run."""
     device = jax.devices()[0]
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git_revision": git_revision(),
+        "git_revision": revision.git_revision(),
         "versions": versions(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

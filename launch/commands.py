@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import signal
 import sys
@@ -10,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from diffusionlab import explain, machine, progress, workdir
-from launch import definition, driver, engines, flags, page, table
+from diffusionlab import explain, progress, revision, workdir
+from launch import definition, driver, engines, flags, table
 from launch.engines import Engine, Job, Resources
-from launch.sweep import SweepError, create, open_books
+from launch.sweep import SweepError, create, open_books, trial_of
 from launch.trial import Trial, identity, state
 
 _STOPPING = 120.0
@@ -59,10 +60,11 @@ def _run(args, overrides, options, further) -> int:
         "resources": dataclasses.asdict(have),
         "max_failures": args.max_failures,
         "num_steps": config["train"]["num_steps"],
-        "revision": machine.git_revision(),
+        "revision": revision.git_revision(),
     }
     if args.render:
-        return _render(args, engine, [Job(folder, folder.name)], 1)
+        job = Job(folder, folder.name, asked=json.dumps(asked))
+        return _render(args, engine, [job], 1)
     with driver.alone(folder):
         # The run directory is the program's to guard; this file is what we were asked.
         workdir.write_json(folder / "trial.json", asked)
@@ -99,14 +101,16 @@ def _sweep(args, overrides, options, further) -> int:
         "max_failures": args.max_failures,
         "flags": further,
         "cwd": str(pathlib.Path.cwd()),
-        "revision": machine.git_revision(),
+        "revision": revision.git_revision(),
     }
     if args.render:
-        ids = [identity(p) for p in points] or ["SEARCH"]
-        jobs = [
-            Job(folder / "runs" / f"{i:04d}-{name}", f"{args.name}/{i:04d}")
-            for i, name in enumerate(ids)
-        ]
+        if search:
+            raise ValueError("--render: a search has no points before it runs.")
+        jobs = []
+        for number, point in enumerate(points):
+            run = f"{number:04d}-{identity(point)}"
+            told = json.dumps(trial_of(folder, asked, number, point))
+            jobs.append(Job(folder / "runs" / run, f"{args.name}/{run}", asked=told))
         return _render(args, engine, jobs, args.max_parallel)
     with driver.alone(folder):
         create(folder, asked, args.extend).enqueue(points)
@@ -123,7 +127,7 @@ def _resume(args, *_) -> int:
     engine = _engine_of(args.folder, asked)
     if args.render:
         jobs = [
-            Job(t.folder, f"{books.folder.name}/{t.name}")
+            Job(t.folder, f"{books.folder.name}/{t.name}", asked=json.dumps(t.asked()))
             for t in books.everything()
             if t.result() is None
         ]
@@ -165,16 +169,23 @@ def _drive(folder, engine, args, follow, retry=False, max_parallel=None) -> int:
     except KeyboardInterrupt:
         if engine.ends_with_driver:
             _end(here, printer)
+            show.log()
         print(f"go on with: python -m launch resume {folder}")
         return 130
     finally:
         signal.signal(signal.SIGTERM, ask)
         if is_sweep:
-            print(f"report: {page.write_page(folder)}")
+            _report(folder, {})
     states = _states(books, {})
     if is_sweep:
-        print(table.text(table.frame(folder)))
+        print(table.frame(folder).to_string(index=False))
     return 0 if set(states.values()) <= {"done", "pruned"} else 1
+
+
+def _report(folder: pathlib.Path, alive) -> None:
+    from launch import page  # its plots bring JAX, which takes seconds
+
+    print(f"report: {page.write_page(folder, alive)}")
 
 
 def _end(here: driver.Driver, printer: progress.Printer) -> None:
@@ -202,8 +213,8 @@ class _Shown:
         self._shown: dict[str, str] | None = None
 
     def __call__(self, found: dict[str, str]) -> None:
+        self.log()
         if self._follows_log:
-            self._log()
             return
         everything = self._here.books.everything()
         done = sum(t.result() is not None for t in everything)
@@ -220,7 +231,10 @@ class _Shown:
             self._printer.progress(line)
         self._shown = dict(found)
 
-    def _log(self) -> None:
+    def log(self) -> None:
+        """Prints what the newest attempt of a run has said since the last time."""
+        if not self._follows_log:
+            return
         for attempt in self._here.books.everything()[0].attempts()[-1:]:
             path = self._engine.log(attempt.job) if attempt.job else None
             if not isinstance(path, pathlib.Path) or not path.is_file():
@@ -304,17 +318,19 @@ def _columns(rows: list[tuple]) -> str:
 
 def _table(args, *_) -> int:
     asked = definition.read_sweep(args.folder)
-    frame = table.frame(args.folder, _alive(args.folder, asked), args.metric)
-    out = args.out
+    alive = _alive(args.folder, asked)
+    frame = table.frame(args.folder, alive, args.metric)
     if args.render:
-        args.render.mkdir(parents=True, exist_ok=True)
-        out = args.render / "table.csv"
-    if out is not None:
-        table.write(frame, out)
-        print(out)
+        return _write(args.render, {"table.csv": frame.to_csv(index=False)})
+    if args.out is not None:
+        table.write(frame, args.out)
+        print(args.out)
     else:
-        print(table.text(frame))
-    print(f"report: {page.write_page(args.folder)}") if not args.render else None
+        print(frame.to_string(index=False))
+        if asked["seeds"] > 1:
+            metric = args.metric or asked["metric"]
+            print(table.grouped(frame, metric, asked["goal"]).to_string(index=False))
+    _report(args.folder, alive)
     return 0
 
 

@@ -22,6 +22,8 @@ from launch.trial import Trial, attempts_of, failures, state
 
 _SUBMITTING = 10.0
 """Seconds that a submission of a driver that was killed may still be under way."""
+_LINGERING = 600.0
+"""Seconds that a job may live on after its process has ended."""
 _PATIENCE = 600.0
 """Seconds for which an engine that does not answer is asked again."""
 
@@ -86,8 +88,13 @@ class Driver:
         if now == "gone":
             self._explain(trial)
             now = self._state(trial, alive)
-        if now == "running" and self.books.is_hopeless(trial):
-            job = trial.attempts()[-1].job
+        last = trial.attempts()[-1:]
+        if now == "running" and last[0].cause not in (None, trials.PREEMPTED):
+            # A machine that does not go by itself costs, and keeps the trial's place.
+            if time.time() - last[0].ended > _LINGERING:
+                self.engine.stop([last[0].job])
+        elif now == "running" and self.books.is_hopeless(trial):
+            job = last[0].job
             trial.record("pruned", step=trial.step())
             self.engine.stop([job])
             self.say(f"{trial.name}: pruned at step {trial.step()}")

@@ -68,15 +68,19 @@ class Job:
     """One trial to be run.
 
     Attributes:
-      folder: the trial's run directory, absolute or gs://; `python -m launch.worker
-        FOLDER` in each process runs it, and is restarted after exit status 75.
+      folder: the trial's run directory, absolute, and the same here as in the job;
+        `python -m launch.worker FOLDER` in each process runs it, and is restarted
+        after exit status 75.
       name: for people: of the sweep, and of the trial.
       after: jobs of the same engine that must end well before it starts.
+      asked: trial.json as text, where the directory cannot have it yet: of a task that
+        is only rendered.
     """
 
     folder: pathlib.Path
     name: str
     after: tuple[str, ...] = ()
+    asked: str = ""
 
 
 class Engine(Protocol):
@@ -137,9 +141,10 @@ class Engine(Protocol):
         """Returns where the log of a job's process 0 is: a file, or a command."""
 
 
-def words(folder: pathlib.Path | str) -> list[str]:
+def words(job: Job) -> list[str]:
     """Returns the command of each process of a job, as words."""
-    return ["python", "-m", "launch.worker", str(folder)]
+    asked = [f"--asked={job.asked}"] if job.asked else []
+    return ["python", "-m", "launch.worker", str(job.folder), *asked]
 
 
 def build(name: str, resources: Resources, folder: pathlib.Path) -> Engine:

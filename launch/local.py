@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -51,7 +52,7 @@ class Local:
 
     def render(self, jobs: Sequence[Job], parallel: int) -> dict[str, str]:
         """Returns one file with a command line for each job."""
-        lines = [" ".join(engines.words(job.folder)) for job in jobs]
+        lines = [shlex.join(engines.words(job)) for job in jobs]
         tasks = self._resources.tasks_per_node
         head = f"# {parallel} at a time, {tasks} process(es) each"
         return {"commands.sh": "\n".join([head, *lines]) + "\n"}

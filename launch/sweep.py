@@ -186,17 +186,8 @@ class Sweep:
 
     def _create(self, run: str, point: Mapping[str, Any]) -> Trial:
         trial = Trial(self.folder / "runs" / run)
-        trial.create(
-            {
-                "number": int(run.partition("-")[0]),
-                "sweep": str(self.folder),
-                "config": self.asked["config"],
-                "overrides": self.asked["overrides"],
-                "point": point,
-                "flags": self.asked["flags"],
-                "cwd": self.asked["cwd"],
-            }
-        )
+        number = int(run.partition("-")[0])
+        trial.create(trial_of(self.folder, self.asked, number, point))
         return trial
 
     def _of(self, trial: Trial):
@@ -255,6 +246,21 @@ class Sweep:
     def is_complete(self) -> bool:
         """Whether nothing is left to do, as far as Optuna knows."""
         return not self.waiting() and not self.trials()
+
+
+def trial_of(
+    folder: pathlib.Path, asked: Mapping[str, Any], number: int, point: Mapping
+) -> dict[str, Any]:
+    """Returns what trial.json of a trial of a sweep says.
+
+    Args:
+      folder: of the sweep.
+      asked: its definition.
+      number: of the trial.
+      point: what the trial sets besides the sweep's own overrides.
+    """
+    shared = {key: asked[key] for key in ("config", "overrides", "flags", "cwd")}
+    return {"number": number, "sweep": str(folder), "point": point, **shared}
 
 
 def create(

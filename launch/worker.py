@@ -7,6 +7,8 @@ saved, to be started again at no cost. Another: a failure, which counts.
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import pathlib
 import signal
@@ -23,6 +25,7 @@ from launch import definition, trial
 
 DONE, PREEMPTED, FAILED = 0, 75, 1
 _REQUEUED_WITHIN = 60.0
+_STARTS = 5
 
 _RANKS = (
     "SUBMITIT_LOCAL_GLOBALID",
@@ -97,6 +100,10 @@ def run(folder: str) -> int:
         return DONE
     recorder = one if rank(environ) == 0 else None
     job = job_of(environ)
+    if recorder and _is_stuck(one, job):
+        message = f"started {_STARTS} times without a step of progress"
+        one.record("ended", job=job, cause=trial.FAILED, message=message)
+        return FAILED
     # Until the program listens itself there is nothing to save.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     if recorder:
@@ -106,6 +113,7 @@ def run(folder: str) -> int:
             submission=environ.get("LAUNCH_SUBMISSION"),
             host=socket.gethostname(),
             pid=os.getpid(),
+            step=one.step(),
             kills=kills(),
         )
     status, cause, message = _train(path, asked, joining(environ))
@@ -115,6 +123,17 @@ def run(folder: str) -> int:
         told = dict(job=job, cause=cause, status=status, step=one.step())
         recorder.record("ended", **told, **({"message": message} if message else {}))
     return status
+
+
+def _is_stuck(one: trial.Trial, job: str | None) -> bool:
+    """Whether an engine starts this job again and again, and it gets nowhere.
+
+    Kubernetes restarts a process that ran out of memory for ever.
+    """
+    starts = [e for e in one.events() if e["event"] in ("started", "retry")]
+    mine = starts[-_STARTS:]
+    same = [e for e in mine if e.get("job") == job and e.get("step") == one.step()]
+    return len(same) == _STARTS
 
 
 def _train(path, asked, joined) -> tuple[int, str, str]:
@@ -168,9 +187,25 @@ def _requeue(job: str) -> None:
     time.sleep(_REQUEUED_WITHIN)
 
 
+def _from_flags() -> str:
+    """Returns the folder; writes trial.json there if the command brings it."""
+    flags = argparse.ArgumentParser("launch.worker", allow_abbrev=False)
+    flags.add_argument("folder")
+    flags.add_argument("--asked", help="trial.json as text, if the folder has none")
+    args = flags.parse_args()
+    if args.asked and rank(os.environ) == 0:
+        trial.Trial(pathlib.Path(args.folder)).create(json.loads(args.asked))
+    path = pathlib.Path(args.folder) / trial.TRIAL_FILE
+    while args.asked and not path.is_file():  # process 0 is about to write it
+        time.sleep(1)
+    return args.folder
+
+
 def main(folder: str | None = None) -> None:
     """Entry point, and what submitit calls; ends the process with its status."""
-    status = run(folder or sys.argv[1])
+    if folder is None:
+        folder = _from_flags()
+    status = run(folder)
     sys.stdout.flush()
     job = job_of(os.environ)
     if status == PREEMPTED and "SLURM_PROCID" in os.environ and job:

@@ -32,6 +32,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 
+# Configures logging when it is imported, which closes absl's handlers and with them
+# pytest's own streams, where absl was there before.
+import submitit  # noqa: F401
+
 # Tracing makes millions of small objects that stay: looking through them less often
 # saves a twelfth of the time.
 gc.set_threshold(200_000, 20, 100)

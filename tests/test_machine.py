@@ -5,7 +5,7 @@ import subprocess
 import jax
 import pytest
 
-from diffusionlab import machine
+from diffusionlab import machine, revision
 
 
 class Device:
@@ -62,15 +62,15 @@ def test_revision_is_that_of_the_code_wherever_one_stands(monkeypatch, tmp_path,
     asked = ["git", "-C", str(root), "rev-parse", "HEAD"]
     done = subprocess.run(asked, capture_output=True, text=True)
     expected = done.stdout.strip() if done.returncode == 0 else ""
-    assert machine.git_revision().removesuffix("+changes") == expected
+    assert revision.git_revision().removesuffix("+changes") == expected
 
 
 def test_revision_without_git_is_empty(monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(machine.subprocess, "run", missing)
-    assert machine.git_revision() == ""
+    monkeypatch.setattr(revision.subprocess, "run", missing)
+    assert revision.git_revision() == ""
 
 
 def test_environment_survives_json_and_names_the_devices():

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from diffusionlab import machine, registry
+from diffusionlab import machine, registry, revision
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text()
@@ -20,7 +20,7 @@ def _is_of_this_code(run: pathlib.Path) -> bool:
     if not (run / "result.json").is_file():
         return False
     record = json.loads((run / "environment.json").read_text())[-1]
-    now, versions = machine.git_revision(), machine.versions()
+    now, versions = revision.git_revision(), machine.versions()
     clean = bool(now) and not now.endswith("+changes")
     return clean and (record["git_revision"], record["versions"]) == (now, versions)
 

@@ -1,143 +1,13 @@
 """The driver against an engine of whose jobs the test decides, and real files."""
 
-import dataclasses
 import json
 import time
 
 import pytest
 
-from launch import definition, driver, sweep
+from launch import driver, sweep
 from launch.engines import EngineError
 from launch.trial import Trial
-
-CONFIG = """
-from configs import common
-from configs.mixture import denoising
-
-def get_config(variant=""):
-    return denoising.get_config("smoke")
-
-SEED, STEPS = "config.seed", "config.train.num_steps"
-
-def sweep():
-    for steps in (10, 20, 30):
-        yield {STEPS: steps}
-
-def search(trial):
-    return {STEPS: trial.suggest_int("steps", 1, 40)}
-
-def search_two(trial):
-    return {STEPS: trial.suggest_int("steps", 1, 2)}
-"""
-
-
-@dataclasses.dataclass
-class Engine:
-    """Jobs live until the test ends them."""
-
-    queues: bool = False
-    ends_with_driver: bool = True
-    jobs: dict = dataclasses.field(default_factory=dict)
-    live: dict = dataclasses.field(default_factory=dict)
-    stopped: list = dataclasses.field(default_factory=list)
-    broken: bool = False
-    parallel: int = 0
-
-    def submit(self, jobs, submission, parallel):
-        if self.broken:
-            raise EngineError("no room")
-        self.parallel, names = parallel, []
-        for index, job in enumerate(jobs):
-            name = str(len(self.jobs) + 1)
-            self.jobs[name] = (job, submission, index)
-            self.live[name] = "running"
-            names.append(name)
-        return names
-
-    def alive(self):
-        return dict(self.live)
-
-    def find(self, submission, index):
-        for name in self.live:
-            if self.jobs[name][1:] == (submission, index):
-                return name
-        return None
-
-    def cause(self, job):
-        return None
-
-    def stop(self, jobs):
-        self.stopped += jobs
-        for job in jobs:
-            self.live.pop(job, None)
-
-    def log(self, job):
-        return None
-
-    # What a job's process would do.
-
-    def start(self, name):
-        job, submission, _ = self.jobs[name]
-        Trial(job.folder).record("started", job=name, submission=submission)
-
-    def end(self, name, cause, value=1.0, **what):
-        folder = self.jobs[name][0].folder
-        if cause == "done":
-            row = {"step": 5, "train/loss": value}
-            (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-            asked = Trial(folder).asked()
-            steps = asked["point"].get("config.train.num_steps", 10)
-            (folder / "config.json").write_text(
-                json.dumps({"train": {"num_steps": steps}})
-            )
-            (folder / "result.json").write_text(json.dumps({"step": steps}))
-        Trial(folder).record("ended", job=name, cause=cause, **what)
-        del self.live[name]
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "a" / "b" / "config.py"
-    path.parent.mkdir(parents=True)
-    path.write_text(CONFIG)
-    return str(path)
-
-
-@pytest.fixture
-def asked(config):
-    return {
-        "config": config,
-        "overrides": {},
-        "sweeps": ["sweep"],
-        "seeds": 1,
-        "seed": 0,
-        "num_trials": 0,
-        "metric": "train/loss",
-        "goal": "min",
-        "prune": "",
-        "max_parallel": 2,
-        "max_failures": 2,
-        "flags": [],
-        "cwd": "/",
-    }
-
-
-@pytest.fixture
-def make(tmp_path, asked):
-    """`make(**changes)`: a sweep; the same directory every time."""
-
-    def build(engine=None, folder="sweep", extend=False, **changes):
-        definition_ = {**asked, **changes}
-        points, _ = definition.choose(definition_["config"], definition_["sweeps"])
-        points = definition.repeat(points, definition_["seeds"], 0)
-        books = sweep.create(tmp_path / folder, definition_, extend)
-        books.enqueue(points)
-        said = []
-        here = driver.Driver(books, engine or Engine(), said.append)
-        here.said = said
-        return here
-
-    return build
 
 
 def _states(here):
@@ -154,8 +24,8 @@ def test_at_most_so_many_at_a_time(make):
     assert len(here.engine.jobs) == 3
 
 
-def test_an_engine_with_a_queue_takes_all_at_once(make):
-    here = make(Engine(queues=True))
+def test_an_engine_with_a_queue_takes_all_at_once(make, engine):
+    here = make(engine(queues=True))
     assert _states(here) == ["queued"] * 3
     assert here.engine.parallel == 2
 
@@ -267,8 +137,8 @@ def test_a_finished_trial_is_never_run_again(make):
     assert len(folders) == len(set(folders)) == 3
 
 
-def test_a_refused_submission_leaves_the_trials_as_they_were(make):
-    here = make(Engine(broken=True))
+def test_a_refused_submission_leaves_the_trials_as_they_were(make, engine):
+    here = make(engine(broken=True))
     with pytest.raises(EngineError, match="no room"):
         here.turn()
     here.engine.broken = False
@@ -288,8 +158,8 @@ def test_cancelled_and_resumed(make):
     assert list(here.turn().values()).count("queued") == 2
 
 
-def test_a_search_asks_as_there_is_room(make):
-    here = make(Engine(queues=True), sweeps=["search"], num_trials=5)
+def test_a_search_asks_as_there_is_room(make, engine):
+    here = make(engine(queues=True), sweeps=["search"], num_trials=5)
     assert _states(here) == ["queued", "queued"]
     for value in range(5):
         name = min(here.engine.live, key=int)
@@ -313,7 +183,7 @@ def test_a_search_repeats_its_points_with_other_seeds(make):
 
 
 def test_a_resumed_search_does_not_repeat_itself(make):
-    for count in range(3):
+    for _ in range(3):
         here = make(sweeps=["search"], num_trials=3, max_parallel=1)
         (trial,) = here.books.more(1)
         trial.record("cancelled")
@@ -369,51 +239,9 @@ def test_a_directory_with_something_else_is_refused(make, tmp_path):
 
 
 def test_one_driver_at_a_time(tmp_path):
-    with driver.alone(tmp_path):
-        with pytest.raises(driver.DriverError, match="is being driven by host"):
-            with driver.alone(tmp_path):
-                pass
-
-
-def test_a_student_waits_for_its_teacher(make, tmp_path):
-    teacher = make(folder="teacher")
-    teacher.turn()
-    students = [{"config.teacher": "teacher", "config.seed": 1}]
-    here = make(folder="students", cwd=str(tmp_path), max_parallel=9)
-    here.books.enqueue(students)
-    here.engine = teacher.engine
-    found = here.turn()
-    student = next(n for n, s in found.items() if s == "waiting")
-    while not teacher.books.is_complete():
-        for name in list(teacher.engine.live):
-            if "teacher" in str(teacher.engine.jobs[name][0].folder):
-                teacher.engine.start(name)
-                teacher.engine.end(name, "done")
-        teacher.turn()
-    assert here.turn()[student] == "queued"
-
-
-def test_a_queue_holds_a_student_back_itself(make, tmp_path):
-    teacher = make(Engine(queues=True), folder="teacher")
-    teacher.turn()
-    here = make(teacher.engine, folder="students", cwd=str(tmp_path))
-    here.books.enqueue([{"config.teacher": "teacher"}])
-    here.turn()
-    after = [job.after for job, *_ in teacher.engine.jobs.values()]
-    assert after.count(("1", "2", "3")) == 1 and after.count(()) == 6
-
-
-def test_a_teacher_that_never_comes_is_an_error(make, tmp_path):
-    teacher = make(folder="teacher", max_failures=1, max_parallel=3)
-    teacher.turn()
-    for name in list(teacher.engine.live):
-        teacher.engine.start(name)
-        teacher.engine.end(name, "failed")
-    teacher.turn()
-    with pytest.raises(driver.DriverError, match="resume it first"):
-        driver.after(tmp_path / "teacher", teacher.engine)
-    here = make(teacher.engine, folder="students", cwd=str(tmp_path), max_parallel=9)
-    here.books.enqueue([{"config.teacher": "teacher"}])
-    assert sorted(here.turn().values()) == ["queued"] * 3 + ["waiting"]
-    here.turn()
-    assert list(here.turn().values()).count("given up") == 1
+    with (
+        driver.alone(tmp_path),
+        pytest.raises(driver.DriverError, match="is being driven by host"),
+        driver.alone(tmp_path),
+    ):
+        pass

@@ -1,0 +1,298 @@
+"""The commands: what they refuse and render, and real runs on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import commands, engines, flags, table, worker
+from launch.trial import Trial
+
+SMALL = """
+from configs.mixture import denoising
+
+def get_config(variant=""):
+    config = denoising.get_config("smoke")
+    config.evals = dict()
+    config.logging.update(samples_every=0, tensorboard=False, every=1)
+    config.train.num_steps = 4
+    return config
+
+def sweep():
+    for seed in (1, 2):
+        yield {"config.seed": seed}
+
+def sweep_rate():
+    for rate in (1e-3, 1e-2):
+        yield {"config.optim.denoiser.learning_rate.value": rate}
+
+def sweep_wrong():
+    yield {"config.optim.denoiser.learning_rate.valeu": 1.0}
+
+def sweep_empty():
+    yield from ()
+
+def sweep_bare():
+    yield {"seed": 3}
+
+def search(trial):
+    return {"config.seed": trial.suggest_int("seed", 1, 9)}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, root, monkeypatch):
+    path = tmp_path / "configs" / "x" / "small.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(SMALL)
+    one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", one)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    return f"--config={path}"
+
+
+@pytest.fixture
+def refused(tmp_path, config, capsys):
+    """`refused(*words)`: the one line, after which nothing has been written."""
+
+    def run(*words):
+        before = sorted(tmp_path.rglob("*"))
+        assert commands.main([str(w) for w in words]) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith("launch: error: ") and said.err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return said.err
+
+    return run
+
+
+def test_a_sweep_that_is_not_there_is_refused(refused, config, tmp_path):
+    where = (config, f"--root={tmp_path}", "--name=s")
+    assert "did you mean 'rate'" in refused("sweep", *where, "--sweep=rat")
+    assert "'empty' is empty" in refused("sweep", *where, "--sweep=empty")
+    assert "keys are 'config.…'" in refused("sweep", *where, "--sweep=bare")
+    assert "stands alone" in refused("sweep", *where, "--sweep=search,rate")
+    assert "--trials: missing" in refused("sweep", *where, "--sweep=search")
+    assert "for searches" in refused("sweep", *where, "--trials=3")
+    assert "sets config.seed itself" in refused("sweep", *where, "--seeds=2")
+    twice = refused("sweep", *where, "--sweep=rate,rate")
+    assert "learning_rate.value is set by two" in twice
+
+
+def test_an_override_that_nothing_reads_is_refused(refused, config, tmp_path):
+    where = (config, f"--root={tmp_path}", "--name=s")
+    assert "valeu" in refused("sweep", *where, "--sweep=wrong")
+    said = refused("sweep", *where, "--config.train.num_stesp=3")
+    assert "did you mean 'num_steps'" in said
+    assert "num_stesp" in refused(
+        "run", config, f"--workdir={tmp_path / 'r'}", "--config.train.num_stesp=3"
+    )
+
+
+def test_wrong_flags_are_refused(refused, config, tmp_path):
+    run = ("run", config, f"--workdir={tmp_path / 'r'}")
+    assert "--partition: no flag" in refused(*run, "--partition=x")
+    assert "--time: expected 90m" in refused(*run, "--time=90")
+    assert "--tasks_per_node: must be at least 1" in refused(*run, "--tasks-per-node=0")
+    assert "--nodes: --engine=local is one machine" in refused(*run, "--nodes=2")
+    assert "--gpus_per_node" in refused(*run, "--gpus_per_node=64")
+    assert "--max_failures" in refused(*run, "--max_failures=0")
+    assert "expected --NAME=VALUE" in refused(*run, "word")
+    assert "no flag of `status`" in refused("status", tmp_path, "--partition=x")
+    assert "no run of the launcher" in refused("status", tmp_path)
+    assert "holds no sweep" in refused("table", tmp_path)
+
+
+def test_an_engine_whose_tool_is_missing_is_refused(
+    refused, config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", "")
+    run = ("run", config, f"--workdir={tmp_path / 'r'}")
+    assert "there is no sbatch here" in refused(*run, "--engine=slurm")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.delitem(sys.modules, "launch.slurm", raising=False)
+    assert "pip install" in refused(*run, "--engine=slurm")
+
+
+def test_a_directory_that_cannot_be_written(refused, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ("sweep", config, f"--root={tmp_path / 'file'}", "--name=s")
+    assert "cannot be" in refused(*words)
+
+
+def test_a_run_of_another_config_is_refused(refused, config, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "mine.txt").write_text("")
+    said = refused("run", config, f"--workdir={tmp_path / 'r'}")
+    assert "is not empty and holds no run" in said
+
+
+def test_nothing_is_submitted_by_render(config, tmp_path, capsys):
+    words = ["sweep", config, "--engine=slurm", "--sweep=rate", "--seeds=2"]
+    words += [f"--root={tmp_path / 'runs'}", "--name=s", "--partition=gpu", "--nodes=2"]
+    words += ["--gpus-per-node=8", "--time=24h", f"--render={tmp_path / 'out'}"]
+    assert commands.main(words) == 0
+    text = (tmp_path / "out" / "batch_0.sbatch").read_text()
+    for line in (
+        *("array=0-3%1", "partition=gpu", "nodes=2", "gpus-per-node=8", "time=1440"),
+        *("requeue", "open-mode=append", "signal=TERM@120", "ntasks-per-node=1"),
+    ):
+        assert f"#SBATCH --{line}\n" in text
+    assert "--kill-on-bad-exit=1" in text and text.count("runs/s/runs/000") == 4
+    assert not (tmp_path / "runs").exists()
+    assert commands.main(words) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", commands._COMMANDS)
+def test_help_of_every_command_has_an_example(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        commands.main([name, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and "--render" in said
+    assert f"example: python -m launch {name} " in said
+
+
+def test_the_launcher_imports_no_jax(root):
+    code = "import sys, launch.commands; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+@pytest.mark.parametrize(
+    "environ, expected, rank",
+    [
+        ({}, [], 0),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, [], 0),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, ["--coordinator=auto"], 3),
+        (
+            {"LAUNCH_COORDINATOR": "auto", "TPU_WORKER_ID": "2"},
+            ["--coordinator=auto"],
+            2,
+        ),
+        (
+            {
+                "SUBMITIT_LOCAL_NTASKS": "2",
+                "SUBMITIT_LOCAL_GLOBALID": "1",
+                "LAUNCH_COORDINATOR": "127.0.0.1:5",
+            },
+            ["--coordinator=127.0.0.1:5", "--num_processes=2", "--process_id=1"],
+            1,
+        ),
+        ({"TPU_WORKER_ID": "0", "MEGASCALE_SLICE_ID": "1"}, [], 1),
+    ],
+)
+def test_a_process_joins_its_job(environ, expected, rank):
+    assert worker.joining(environ) == expected
+    assert worker.rank(environ) == rank
+
+
+def test_minutes():
+    assert [flags.minutes(t) for t in ("90m", "24h", "2d")] == [90, 1440, 2880]
+
+
+def test_names_for_clusters():
+    assert engines.plain_name("S1/0003_ab") == "s1-0003-ab"
+    assert engines.plain_name("0/x") == "r-0-x"
+
+
+@pytest.fixture(scope="module")
+def launched(root):
+    """`launched(words)`: the launcher in a process of its own."""
+
+    def start(words, **kw):
+        one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch", *map(str, words)],
+            cwd=root,
+            env={**os.environ, "XLA_FLAGS": one},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **kw,
+        )
+
+    return start
+
+
+def _until(what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.slow
+def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_path):
+    """Killed with -9 it leaves its trials alone; Ctrl-C makes them save and end."""
+    folder = tmp_path / "s"
+    words = ["sweep", config, f"--root={tmp_path}", "--name=s", "--max_parallel=2"]
+    words += ["--poll=0.2", "--config.train.num_steps=100000"]
+    words += ["--config.checkpoint.every=100000", "--config.logging.every=100"]
+    driver = launched(words, start_new_session=True)
+    trials = _until(
+        lambda: [Trial(p.parent) for p in folder.glob("runs/*/trial.json")][1:]
+    )
+    trials = [Trial(p.parent) for p in sorted(folder.glob("runs/*/trial.json"))]
+    _until(lambda: all(t.step() >= 100 for t in trials))
+    driver.kill()
+    driver.wait()
+    steps = [t.step() for t in trials]
+    _until(lambda: all(t.step() > s for t, s in zip(trials, steps, strict=True)))
+    assert commands.main(words[:5] + ["--poll=0.2"]) == 1  # of another definition
+    second = launched(["resume", folder, "--poll=0.2"], start_new_session=True)
+    _until(lambda: (folder / "driver" / "lock").read_text())
+    time.sleep(1)
+    third = launched(["resume", folder])
+    assert "is being driven by" in third.communicate(timeout=60)[0]
+    assert third.returncode == 1
+    second.send_signal(signal.SIGINT)
+    said = second.communicate(timeout=60)[0]
+    assert second.returncode == 130 and "python -m launch resume" in said
+    for trial in trials:
+        (only,) = trial.attempts()
+        assert only.cause == "preempted" and only.step > 100
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on(config, launched, tmp_path):
+    folder = tmp_path / "run"
+    words = ["run", config, f"--workdir={folder}", "--tasks_per_node=2", "--poll=0.2"]
+    words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
+    first = launched(
+        [*words, "--config.train.num_steps=100000"], start_new_session=True
+    )
+    trial = Trial(folder)
+    _until(lambda: folder.is_dir() and trial.step() >= 20)
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate(timeout=60)[0]
+    assert "SIGTERM: saved step" in said, said[-3000:]
+    (attempt,) = trial.attempts()
+    assert attempt.cause == "preempted" and trial.result() is None
+    last = attempt.step + 40
+    again = launched([*words, f"--config.train.num_steps={last}"])
+    said = again.communicate(timeout=90)[0]
+    assert again.returncode == 0, said[-3000:]
+    assert f"resumed from step {attempt.step}" in said
+    assert trial.result()["step"] == last
+    assert 'process_count": 2' in (folder / "environment.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_teacher_and_its_students_in_two_commands(config, tmp_path, capsys, root):
+    """The students' sweep names the teachers' sweep, and takes its best trial."""
+    words = ["sweep", config, "--sweep=rate", f"--root={tmp_path}", "--name=teachers"]
+    assert commands.main([*words, "--max_parallel=2", "--poll=0.2"]) == 0
+    best = table.best(tmp_path / "teachers")
+    assert "4/4" not in capsys.readouterr().out
+    student = f"--config={root}/configs/distillation/multistep_consistency.py:smoke"
+    words = ["run", student, f"--workdir={tmp_path / 'student'}", "--poll=0.2"]
+    words += [f"--config.teacher={tmp_path / 'teachers'}", "--config.evals={}"]
+    words += ["--config.train.num_steps=2", "--config.logging.samples_every=0"]
+    assert commands.main(words) == 0
+    stored = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert stored["teacher"]["run"] == str(best)
