@@ -35,6 +35,13 @@ def check(experiment: Any) -> None:
                 f"config.networks.{name}: no role of the objective uses it; used: "
                 f"{', '.join(sorted(used))}."
             )
+    for name, network in experiment.networks.items():
+        gives = getattr(experiment.objective, "gives_noise", False)
+        if network.noise_input and not gives:
+            raise ValueError(
+                f"config.networks.{name}.noise_input: {network.noise_input}, but this "
+                "objective gives no noise; leave it out."
+            )
     trained = [name for name, role in roles.items() if role.trainable]
     if set(experiment.optim) != set(trained):
         raise ValueError(

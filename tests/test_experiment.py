@@ -229,3 +229,10 @@ def test_tokens_made_in_other_blocks_are_another_process():
     experiment.check_same(there, other, spec, "config.teacher")
     with pytest.raises(ValueError, match="another process.block_length: 2 there, 0 h"):
         experiment.check_same(there, one, spec, "config.teacher")
+
+
+def test_a_noise_input_that_nothing_feeds_is_an_error():
+    config = config_lib.load("configs/text/masked.py:smoke")
+    config.networks.denoiser.noise_input = 2
+    with pytest.raises(ValueError, match="denoiser.noise_input: 2, but this objective"):
+        experiment.build(config_lib.resolve(config))

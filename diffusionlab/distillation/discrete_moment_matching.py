@@ -226,6 +226,7 @@ class DiscreteMomentMatching:
 
     processes = ("categorical",)
     samples_from = ("student",)
+    gives_noise = True
 
     def __post_init__(self):
         base.require_teacher(self.teacher)
