@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from diffusionlab import explain, progress, revision, workdir
-from launch import definition, driver, engines, flags, table
+from diffusionlab import explain, progress, registry, revision, workdir
+from launch import definition, driver, engines, flags, status, sweep, table
 from launch.engines import Engine, Job, Resources
-from launch.sweep import SweepError, create, open_books, trial_of
+from launch.single import open_books
+from launch.sweep import SweepError
 from launch.trial import Trial, identity, state
 
 _STOPPING = 120.0
@@ -46,9 +47,10 @@ def _start(args, overrides, options, folder) -> tuple[Resources, Engine]:
 
 def _run(args, overrides, options, further) -> int:
     folder = args.workdir.resolve()
-    config = definition.check(args.config, overrides)
     if definition.is_sweep(folder):
         raise SweepError(f"--workdir: '{folder}' is a sweep's; give another.")
+    _plug_in(further)
+    config = definition.check(args.config, definition.settled(overrides, folder))
     workdir.check(folder, config, "auto")
     have, engine = _start(args, overrides, options, folder)
     asked = {
@@ -64,31 +66,63 @@ def _run(args, overrides, options, further) -> int:
     }
     if args.render:
         job = Job(folder, folder.name, asked=json.dumps(asked))
-        return _render(args, engine, [job], 1)
+        return _write(args.render, engine.render([job], 1))
     with driver.alone(folder):
-        # The run directory is the program's to guard; this file is what we were asked.
+        if (folder / "trial.json").is_file():
+            _check_again(folder, asked)
         workdir.write_json(folder / "trial.json", asked)
         return _drive(folder, engine, args, follow=engine.ends_with_driver)
 
 
+def _check_again(folder: pathlib.Path, asked: dict[str, Any]) -> None:
+    """Checks that a run may be asked for anew, where it was asked for before."""
+    books = open_books(folder)
+    if "sweep" in books.asked:
+        raise SweepError(
+            f"--workdir: '{folder}' is a trial of the sweep '{books.asked['sweep']}'; "
+            "resume that."
+        )
+    driver.check_place(books, asked["engine"], asked["resources"]["options"])
+    last = Trial(folder).attempts()[-1:]
+    for key in ("config", "overrides", "flags"):
+        if last and last[0].cause is None and books.asked[key] != asked[key]:
+            raise SweepError(
+                f"--workdir: a job of '{folder}' may still live, with another {key}; "
+                "cancel it first: python -m launch cancel."
+            )
+
+
+def _plug_in(further: list[str]) -> None:
+    """Folders with modules that the config names: it is checked here already."""
+    for word in further:
+        name, _, value = word.partition("=")
+        if name == "--plugins":
+            registry.plug_in_path(str(pathlib.Path(value).resolve()))
+
+
 def _sweep(args, overrides, options, further) -> int:
     folder = (args.root / args.name).resolve()
-    names = [name for name in args.sweep.split(",") if name]
+    names = [name for name in args.sweep.split(",") if name] or ["sweep"]
+    _plug_in(further)
     points, search = definition.choose(args.config, names)
-    if search and not args.trials:
-        raise ValueError("--trials: missing; a search needs the number of its points.")
-    if args.trials and not search:
+    if search and (args.trials or 0) < 1:
+        raise ValueError(
+            "--trials: a search needs the number of its points, 1 or more."
+        )
+    if args.trials is not None and not search:
         raise ValueError("--trials: is for searches; a grid has its own number.")
     seed = definition.check(args.config, overrides)["seed"]
+    have, engine = _start(args, overrides, options, folder)
     points = definition.repeat(points, args.seeds, seed)
     for point in points:
         definition.check(args.config, {**overrides, **point})
-    have, engine = _start(args, overrides, options, folder)
     asked = {
         "name": args.name,
         "config": args.config,
         "overrides": overrides,
-        "sweeps": names or ["sweep"],
+        "sweeps": names,
+        "search": names[0] if search else "",
+        "points": points,
         "seeds": args.seeds,
         "seed": seed,
         "num_trials": (args.trials or 0) * args.seeds,
@@ -106,36 +140,50 @@ def _sweep(args, overrides, options, further) -> int:
     if args.render:
         if search:
             raise ValueError("--render: a search has no points before it runs.")
-        jobs = []
-        for number, point in enumerate(points):
-            run = f"{number:04d}-{identity(point)}"
-            told = json.dumps(trial_of(folder, asked, number, point))
-            jobs.append(Job(folder / "runs" / run, f"{args.name}/{run}", asked=told))
-        return _render(args, engine, jobs, args.max_parallel)
+        named = [(f"{n:04d}-{identity(p)}", p) for n, p in enumerate(points)]
+        jobs = [_job(folder, asked, run, point) for run, point in named]
+        return _write(args.render, engine.render(jobs, args.max_parallel))
+    sweep.check(folder, asked, args.extend)
     with driver.alone(folder):
-        create(folder, asked, args.extend).enqueue(points)
+        sweep.check(folder, asked, args.extend)
+        if definition.is_sweep(folder):
+            driver.check_place(open_books(folder), args.engine, options)
+        sweep.create(folder, asked)
         return _drive(folder, engine, args, follow=not args.detach)
+
+
+def _job(folder: pathlib.Path, asked: dict[str, Any], run: str, point) -> Job:
+    told = sweep.trial_of(folder, asked, int(run.partition("-")[0]), point)
+    name = f"{folder.name}/{run}"
+    return Job(folder / "runs" / run, name, asked=json.dumps(told))
 
 
 def _resume(args, *_) -> int:
     books = open_books(args.folder)
-    asked = books.asked
+    asked, folder = books.asked, books.folder
+    _plug_in(asked["flags"])
     if args.max_parallel is not None:
         if args.max_parallel < 1:
             raise ValueError(f"--max_parallel: at least 1, got {args.max_parallel}.")
         books.max_parallel = args.max_parallel
     engine = _engine_of(args.folder, asked)
     if args.render:
+        alive = _alive(args.folder, asked)
         jobs = [
-            Job(t.folder, f"{books.folder.name}/{t.name}", asked=json.dumps(t.asked()))
-            for t in books.everything()
-            if t.result() is None
+            Job(t.folder, f"{folder.name}/{t.name}", asked=json.dumps(t.asked()))
+            for t, now in zip(
+                books.everything(), _states(books, alive).values(), strict=True
+            )
+            if now in ("waiting", "cancelled", "gone")
         ]
-        return _render(args, engine, jobs, books.max_parallel)
+        jobs += [_job(folder, asked, *named) for named in books.points_to_begin()]
+        return _write(args.render, engine.render(jobs, books.max_parallel))
     engine.check()
-    with driver.alone(books.folder):
+    with driver.alone(folder):
+        driver.check_place(books, asked["engine"], asked["resources"]["options"])
+        books.enqueue()
         return _drive(
-            books.folder,
+            folder,
             engine,
             args,
             follow=not args.detach,
@@ -157,7 +205,9 @@ def _drive(folder, engine, args, follow, retry=False, max_parallel=None) -> int:
         print(f"{name}: opened again")
     is_sweep = definition.is_sweep(folder)
     printer = progress.Printer()
-    here = driver.Driver(books, engine, printer.say)
+    asked = books.asked
+    where = driver.place(asked["engine"], asked["resources"]["options"])
+    here = driver.Driver(books, engine, printer.say, where)
     show = _Shown(here, printer, engine, follows_log=not is_sweep)
     if not follow:
         here.turn()
@@ -254,11 +304,6 @@ def _states(books, alive) -> dict[str, str]:
     }
 
 
-def _render(args, engine: Engine, jobs: list[Job], parallel: int) -> int:
-    """Writes what would be submitted into a folder that is new or empty."""
-    return _write(args.render, engine.render(jobs, parallel))
-
-
 def _write(folder: pathlib.Path, texts: dict[str, str]) -> int:
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--render: '{folder}' is not empty; give a new folder.")
@@ -281,39 +326,13 @@ def _alive(folder: pathlib.Path, asked: dict[str, Any]) -> dict[str, str]:
 def _status(args, *_) -> int:
     books = open_books(args.folder)
     alive = _alive(args.folder, books.asked)
-    lines = [("trial", "state", "attempts", "preemptions", "failures", "step", "job")]
-    for one in books.everything():
-        lines.append(_row(one, alive, books.max_failures))
-    text = _columns(lines)
+    text = status.text(books.everything(), alive, books.max_failures)
     if waiting := books.waiting():
         text += f"{waiting} more to begin\n"
     if args.render:
         return _write(args.render, {"status.txt": text})
     print(text, end="")
     return 0
-
-
-def _row(one: Trial, alive, max_failures: int) -> tuple:
-    attempts = one.attempts()
-    last = attempts[-1] if attempts else None
-    return (
-        one.name,
-        state(one.result(), one.events(), alive, max_failures),
-        sum(a.started is not None for a in attempts),
-        sum(a.cause == "preempted" and a.started is not None for a in attempts),
-        driver.count_failures(one),
-        one.step(),
-        last.job if last and last.job else "",
-    )
-
-
-def _columns(rows: list[tuple]) -> str:
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    return "".join(
-        "  ".join(str(v).ljust(w) for v, w in zip(row, widths, strict=True)).rstrip()
-        + "\n"
-        for row in rows
-    )
 
 
 def _table(args, *_) -> int:
@@ -337,13 +356,14 @@ def _table(args, *_) -> int:
 def _cancel(args, *_) -> int:
     books = open_books(args.folder)
     engine = _engine_of(args.folder, books.asked)
+    if not args.render:
+        # Before jobs are looked for: a driver that is at work then starts no others.
+        books.cancel()
     alive = engine.alive()
     last = [a[-1].job for t in books.everything() if (a := t.attempts())]
     jobs = [job for job in last if job in alive]
     if args.render:
         return _write(args.render, {"cancel.txt": "\n".join(jobs) + "\n"})
-    # Written first: a driver that is at work must not start them again.
-    books.cancel()
     engine.stop(jobs)
     print(f"{len(jobs)} job(s) asked to save and end: {' '.join(jobs)}")
     print(f"go on with: python -m launch resume {args.folder}")

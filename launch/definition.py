@@ -15,6 +15,7 @@ config to its value; each is checked against the config before anything is submi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -119,15 +120,17 @@ def unique(points: Iterable[Point]) -> list[Point]:
 
 
 def repeat(points: Sequence[Point], seeds: int, first: int) -> list[Point]:
-    """Returns every point with `seeds` seeds, from `first` on; 1 leaves them alone.
+    """Returns every point with `seeds` seeds, from `first` on.
+
+    One seed is stated too: with more of them later it is the same trial.
 
     Raises:
-      ValueError: a point sets the seed itself.
+      ValueError: several seeds, and a point sets the seed itself.
     """
-    if seeds == 1:
-        return list(points)
     if any(SEED in point for point in points):
-        raise ValueError(f"--seeds: the sweep sets {SEED} itself.")
+        if seeds > 1:
+            raise ValueError(f"--seeds: the sweep sets {SEED} itself.")
+        return list(points)
     return [{**point, SEED: first + i} for point in points for i in range(seeds)]
 
 
@@ -195,15 +198,32 @@ def config_of(folder: pathlib.Path) -> dict[str, Any] | None:
         started = sorted((folder / "runs").glob("*/config.json"))
         if started:
             return config_lib.completed(workdir.read_json(started[0]))
-        points, _ = choose(asked["config"], asked["sweeps"])
-        return resolve(asked["config"], {**asked["overrides"], **(points or [{}])[0]})
+        point = (asked["points"] or [{}])[0]
+        return _resolve_there(asked, {**asked["overrides"], **point})
     if (folder / "config.json").is_file():
         return config_lib.completed(workdir.read_config(folder))
     if (folder / "trial.json").is_file():
         asked = workdir.read_json(folder / "trial.json")
-        point = asked.get("point", {})
-        return resolve(asked["config"], {**asked["overrides"], **point})
+        return _resolve_there(asked, {**asked["overrides"], **asked.get("point", {})})
     return None
+
+
+def _resolve_there(asked: Mapping[str, Any], overrides: Point) -> dict[str, Any]:
+    """Resolves where the command was given: its paths are as the user wrote them."""
+    with contextlib.chdir(asked["cwd"]):
+        return resolve(asked["config"], overrides)
+
+
+def settled(overrides: Mapping[str, Any], folder: pathlib.Path) -> Point:
+    """Returns the overrides as the run in a directory has them.
+
+    Which trial of a sweep is the teacher is decided when its student starts; from then
+    on the student's own config says so.
+    """
+    teacher, path = overrides.get(TEACHER), folder / "config.json"
+    if isinstance(teacher, str) and is_sweep(teacher) and path.is_file():
+        return {**overrides, TEACHER: workdir.read_json(path)["teacher"]["run"]}
+    return dict(overrides)
 
 
 def check(config: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

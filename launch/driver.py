@@ -6,24 +6,32 @@ and at the engine is all it knows. Nothing finished is run again and nothing is 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
+import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from diffusionlab import workdir
 from launch import trial as trials
+from launch import worker
 from launch.definition import TEACHER, is_sweep
 from launch.engines import Engine, EngineError, Job
-from launch.sweep import Single, Sweep, open_books
-from launch.trial import Trial, attempts_of, failures, state
+from launch.single import Single, open_books
+from launch.sweep import Sweep
+from launch.trial import Trial, attempts_of, mark_cancelled, state
 
 _SUBMITTING = 10.0
 """Seconds that a submission of a driver that was killed may still be under way."""
 _LINGERING = 600.0
 """Seconds that a job may live on after its process has ended."""
+_QUEUE = 10_000
+_BATCH = 1000
+"""Jobs of one array; the default of Slurm's MaxArraySize is 1001."""
 _PATIENCE = 600.0
 """Seconds for which an engine that does not answer is asked again."""
 
@@ -47,6 +55,38 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
         raise DriverError(text) from None
 
 
+def check_place(books: Sweep | Single, engine: str, options: Mapping) -> None:
+    """Checks that jobs which may still live can be asked for here.
+
+    Args:
+      books: of the sweep or run.
+      engine, options: where its trials are to run now.
+
+    Raises:
+      DriverError: they were submitted somewhere else.
+    """
+    now = place(engine, options)
+    for trial in books.everything():
+        attempts, events = trial.attempts(), trial.events()
+        if not attempts or attempts[-1].cause is not None or trial.result():
+            continue
+        then = [e["place"] for e in events if e["event"] == "submitting"][-1]
+        if then != now:
+            raise DriverError(
+                f"'{trial.folder}': its job may still live at {then}, and now it is "
+                f"{now}; resume it there, or cancel it there first."
+            )
+
+
+def place(engine: str, options: Mapping[str, str]) -> str:
+    """Returns where jobs are asked for: another place does not know them."""
+    if engine == "local":
+        return f"local on {socket.gethostname()}"
+    names = ("project", "zone", "cluster", "namespace")
+    where = [options[name] for name in names if name in options]
+    return " ".join([engine, *where])
+
+
 @dataclasses.dataclass
 class Driver:
     """Runs the trials of one directory on one engine.
@@ -55,31 +95,48 @@ class Driver:
       books: of the sweep or run.
       engine: where they run.
       say: takes lines for the user.
+      place: see `place`.
     """
 
     books: Sweep | Single
     engine: Engine
     say: Callable[[str], None]
+    place: str
+
+    def __post_init__(self):
+        self._lingering: dict[str, float] = {}
+        self._told: set[str] = set()
 
     def turn(self) -> dict[str, str]:
-        """Sees to every trial once; returns the state of those that are open."""
-        alive = self.engine.alive()  # before the files: what has gone has written
-        found = {}
-        for trial in self.books.trials():
-            found[trial] = self._see_to(trial, alive)
-        busy = [t for t, s in found.items() if s in ("running", "queued", "submitting")]
-        ready = [t for t, s in found.items() if s == "waiting"]
-        room = max(self.books.max_parallel - len(busy), 0)
-        if self.engine.queues and not self.books.is_search:
-            room = max(room, 10_000)
-        if room > len(ready):
-            ready += self.books.more(room - len(ready))
-        handed = self._submit(ready[:room], len(busy))
-        for trial in ready:
-            found[trial] = "queued" if trial in handed else "waiting"
-        return {trial.name: found[trial] for trial in found}
+        """Sees to every trial once; returns the state of those that are open.
 
-    def _see_to(self, trial: Trial, alive) -> str:
+        Raises:
+          EngineError: the engine does not answer, or refuses.
+        """
+        alive = self.engine.alive()  # before the files: what has gone has written
+        self._end_lingering(alive)
+        found = {t: self._see_to(t, alive) for t in self.books.trials()}
+        if self.books.is_cancelled():
+            for trial, now in found.items():
+                if now in ("running", "queued"):
+                    mark_cancelled(trial)
+                    self.engine.stop([trial.attempts()[-1].job])
+            return {trial.name: now for trial, now in found.items()}
+        live = ("running", "queued", "submitting")
+        busy = sum(now in live for now in found.values())
+        room = max(self.books.max_parallel - busy, 0)
+        if self.engine.queues and not self.books.is_search:
+            room = _QUEUE
+        ready = [t for t, now in found.items() if now == "waiting"][:room]
+        # What is there first: asking for more may end in an error of the user's.
+        handed = self._submit(ready, busy)
+        more = self.books.more(room - len(ready))
+        handed |= self._submit(more, busy + len(handed))
+        for trial in (*ready, *more):
+            found[trial] = "queued" if trial in handed else "waiting"
+        return {trial.name: now for trial, now in found.items()}
+
+    def _see_to(self, trial: Trial, alive: Mapping[str, str]) -> str:
         """What is due for one trial; returns its state afterwards."""
         now = self._state(trial, alive)
         if now == "submitting":
@@ -89,24 +146,29 @@ class Driver:
             self._explain(trial)
             now = self._state(trial, alive)
         last = trial.attempts()[-1:]
-        if now == "running" and last[0].cause not in (None, trials.PREEMPTED):
-            # A machine that does not go by itself costs, and keeps the trial's place.
-            if time.time() - last[0].ended > _LINGERING:
-                self.engine.stop([last[0].job])
+        ended = last and last[0].cause not in (None, trials.PREEMPTED)
+        if ended and last[0].job in alive:
+            self._lingering.setdefault(last[0].job, time.monotonic())
         elif now == "running" and self.books.is_hopeless(trial):
-            job = last[0].job
             trial.record("pruned", step=trial.step())
-            self.engine.stop([job])
+            self.engine.stop([last[0].job])
             self.say(f"{trial.name}: pruned at step {trial.step()}")
         if now in ("done", "pruned", "given up"):
             if remark := self.books.close(trial, now):
                 self.say(remark)
-            last = next((a for a in reversed(trial.attempts()) if a.message), None)
-            why = f": {last.message}" if now == "given up" and last else ""
+            why = next((a.message for a in reversed(trial.attempts()) if a.message), "")
+            why = f": {why}" if now == "given up" and why else ""
             self.say(f"{trial.name}: {now}{why}")
         return now
 
-    def _state(self, trial: Trial, alive) -> str:
+    def _end_lingering(self, alive: Mapping[str, str]) -> None:
+        """Ends jobs that do not go when their process has ended: they cost."""
+        self._lingering = {j: t for j, t in self._lingering.items() if j in alive}
+        for job, since in self._lingering.items():
+            if time.monotonic() - since > _LINGERING:
+                self.engine.stop([job])
+
+    def _state(self, trial: Trial, alive: Mapping[str, str]) -> str:
         events = trial.events()
         return state(trial.result(), events, alive, self.books.max_failures)
 
@@ -147,48 +209,61 @@ class Driver:
             trial.record("cancelled", by="the engine")
 
     def _submit(self, ready: Sequence[Trial], busy: int) -> set[Trial]:
-        """Hands trials over that need not wait for a teacher."""
-        jobs, chosen = [], []
+        """Hands trials over that need not wait for a teacher; returns which."""
+        groups: dict[tuple[str, ...], list[Trial]] = collections.defaultdict(list)
         for trial in ready:
+            if trial.result() is not None:
+                continue  # its next turn closes it
             try:
                 after = self._after(trial)
             except DriverError as error:
                 trial.record("ended", cause=trials.FAILED, message=str(error))
                 continue
-            if after is None:
-                continue
-            name = f"{self.books.folder.name}/{trial.name}"
-            jobs.append(Job(trial.folder, name, tuple(after)))
-            chosen.append(trial)
-        if not jobs:
-            return set()
+            if after is not None:
+                groups[tuple(after)].append(trial)
+        handed: set[Trial] = set()
+        for after, members in groups.items():
+            for first in range(0, len(members), _BATCH):
+                part = members[first : first + _BATCH]
+                self._submit_batch(part, after, busy)
+                handed |= set(part)
+        return handed
+
+    def _submit_batch(
+        self, batch: Sequence[Trial], after: tuple[str, ...], busy: int
+    ) -> None:
+        """Hands over what waits for the same jobs.
+
+        Where that fails nothing is known: the next turn looks for the jobs.
+        """
         submission = uuid.uuid4().hex[:12]
-        for index, trial in enumerate(chosen):
-            trial.record("submitting", submission=submission, index=index)
-        parallel = max(self.books.max_parallel - busy, 1)
-        try:
-            names = self.engine.submit(jobs, submission, parallel)
-        except EngineError as error:
-            for trial in chosen:
-                trial.record(
-                    "ended",
-                    submission=submission,
-                    cause=trials.PREEMPTED,
-                    message=str(error),
-                )
-            raise
-        for trial, job in zip(chosen, names, strict=True):
+        jobs = [
+            Job(trial.folder, f"{self.books.folder.name}/{trial.name}", after)
+            for trial in batch
+        ]
+        for index, trial in enumerate(batch):
+            trial.record(
+                "submitting", submission=submission, index=index, place=self.place
+            )
+        parallel = self.books.max_parallel
+        if self.engine.queues:
+            parallel = max(parallel - busy, 1)
+        names = self.engine.submit(jobs, submission, parallel)
+        for trial, job in zip(batch, names, strict=True):
             trial.record("submitted", submission=submission, job=job)
             self.say(f"{trial.name}: job {job}")
-        return set(chosen)
 
     def _after(self, trial: Trial) -> list[str] | None:
         """Jobs a trial waits for: its teacher's; None: it cannot be handed over yet."""
         asked = trial.asked()
         teacher = {**asked["overrides"], **asked.get("point", {})}.get(TEACHER)
-        if teacher is None:
+        if not isinstance(teacher, str):
             return []
-        return after(pathlib.Path(asked["cwd"]) / str(teacher), self.engine)
+        found = after(pathlib.Path(asked["cwd"]) / teacher, self.engine)
+        if found is None and teacher not in self._told:
+            self._told.add(teacher)
+            self.say(f"{trial.name}: waits for its teacher '{teacher}' to finish")
+        return found
 
     def run(self, poll: float, progress: Callable[[dict[str, str]], None]) -> None:
         """Takes turns until nothing is left to do.
@@ -210,13 +285,18 @@ class Driver:
                 if time.monotonic() - deaf_since > _PATIENCE:
                     raise
                 self.say(f"{error}; asking again")
-                time.sleep(poll)
+                time.sleep(max(poll, _SUBMITTING))
                 continue
             progress(found)
-            over = not set(found.values()) - {"cancelled"}
-            if self.books.is_complete() or (over and self.books.is_cancelled()):
+            if self._is_over(found):
                 return
             time.sleep(poll)
+
+    def _is_over(self, found: Mapping[str, str]) -> bool:
+        if self._lingering:
+            return False
+        open_ones = set(found.values()) - {"done", "pruned", "given up", "cancelled"}
+        return not open_ones and (self.books.is_cancelled() or not self.books.waiting())
 
     def stop(self) -> list[str]:
         """Ends every live job, which saves before; returns the jobs."""
@@ -244,16 +324,15 @@ def after(teacher: pathlib.Path, engine: Engine) -> list[str] | None:
     if is_sweep(teacher):
         books = open_books(teacher)
         members, open_ones = books.everything(), books.waiting()
-        allowance = books.max_failures
     elif (teacher / trials.TRIAL_FILE).is_file():
-        members, open_ones = [Trial(teacher)], 0
-        allowance = members[0].asked()["max_failures"]
+        books = Single(teacher)
+        members, open_ones = books.everything(), 0
     else:
         return []  # a run that was started by hand; the program checks it
     alive, jobs = engine.alive(), []
     for member in members:
         events = member.events()
-        now = state(member.result(), events, alive, allowance)
+        now = state(member.result(), events, alive, books.max_failures)
         if now in ("running", "queued"):
             jobs.append(attempts_of(events)[-1].job)
         elif now not in ("done", "pruned", "cancelled", "given up"):
@@ -268,12 +347,8 @@ def after(teacher: pathlib.Path, engine: Engine) -> list[str] | None:
     return jobs if engine.queues or not jobs else None
 
 
-def _killed(start) -> tuple[str, str]:
+def _killed(start: Mapping[str, Any]) -> tuple[str, str]:
     """What ended a process that wrote its start and no end."""
-    import socket
-
-    from launch import worker
-
     before, now = start.get("kills"), worker.kills()
     here = start.get("host") == socket.gethostname()
     if here and before is not None and now is not None and now > before:
@@ -286,8 +361,3 @@ def counts(states: dict[str, str], done: int, total: int) -> str:
     open_ones = [s for s in states.values() if s != "done"]
     words = [f"{open_ones.count(s)} {s}" for s in sorted(set(open_ones))]
     return ", ".join([f"{done}/{total} done", *words])
-
-
-def count_failures(trial: Trial) -> int:
-    """Returns the failures that count; see `trial.failures`."""
-    return failures(trial.events())

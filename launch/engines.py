@@ -6,11 +6,13 @@ here. To add one, write a module with a class of these methods and a line in `EN
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 ENGINES = {
@@ -102,18 +104,19 @@ class Engine(Protocol):
         """Returns what `submit` would hand over: name of a file -> its text."""
 
     def submit(self, jobs: Sequence[Job], submission: str, parallel: int) -> list[str]:
-        """Hands jobs over, at most `parallel` of which may run at a time.
+        """Hands jobs over.
 
         Args:
-          jobs: at least one.
+          jobs: at least one; they wait for the same others.
           submission: a name of this call, by which `find` knows the jobs again.
-          parallel: at least 1.
+          parallel: how many of them may run at a time, where the engine queues them;
+            otherwise how many trials there may be at a time.
 
         Returns:
           The engine's name of each job.
 
         Raises:
-          EngineError: nothing was handed over.
+          EngineError: it did not come through; `find` tells how far it came.
         """
 
     def alive(self) -> dict[str, str]:
@@ -188,6 +191,20 @@ def options(
             )
         found[names[name.replace("-", "_")]] = value
     return found
+
+
+@contextlib.contextmanager
+def outside_step() -> Iterator[None]:
+    """Hides the Slurm job that the driver may be: its jobs would take it for theirs."""
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith("SLURM_") and name != "SLURM_CONF"
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def plain_name(text: str, limit: int = 40) -> str:

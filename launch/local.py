@@ -19,11 +19,12 @@ from launch.engines import Job, Resources
 from launch.rehearse import free_port
 
 _FOREVER = 60 * 24 * 365
-_LEDGER = "gpus.json"
+_LEDGER = "local.json"
+_CONTROLLER = "submitit.local._local"
 
 
 class Local:
-    """Runs jobs on this machine; each has the GPUs that no other job has.
+    """Runs jobs on this machine; GPUs are shared out among those that run at a time.
 
     Args:
       resources: of one node. `gpus_per_node` 0 shares the machine's GPUs out evenly.
@@ -61,63 +62,62 @@ class Local:
         """See `Engine`."""
         executor = submitit.LocalExecutor(self._folder)
         tasks, names = self._resources.tasks_per_node, []
-        for job in jobs:
-            mine = self._free_gpus(parallel)
-            executor.update_parameters(
-                tasks_per_node=tasks,
-                timeout_min=self._resources.minutes or _FOREVER,
-                gpus_per_node=len(mine),
-                visible_gpus=mine,
-                stderr_to_stdout=True,
-            )
-            coordinator = f"127.0.0.1:{free_port()}" if tasks > 1 else ""
-            with _environment(
-                LAUNCH_SUBMISSION=submission, LAUNCH_COORDINATOR=coordinator
-            ):
+        executor.update_parameters(
+            tasks_per_node=tasks,
+            timeout_min=self._resources.minutes or _FOREVER,
+            stderr_to_stdout=True,
+        )
+        for index, job in enumerate(jobs):
+            name, mine = f"{submission}-{index}", self._choose_gpus(parallel)
+            told = {"LAUNCH_JOB": name, "LAUNCH_SUBMISSION": submission}
+            if tasks > 1:
+                told["LAUNCH_COORDINATOR"] = f"127.0.0.1:{free_port()}"
+            if mine:
+                told["LAUNCH_GPUS"] = ",".join(mine)
+            with engines.outside_step(), _environment(told):
                 found = executor.submit(worker.main, str(job.folder))
-            self._note(found.job_id, mine)
-            names.append(found.job_id)
+            self._write_ledger(name, found.job_id, mine)
+            names.append(name)
         return names
 
-    def _free_gpus(self, parallel: int) -> tuple[int, ...]:
-        all_of = gpus()
-        share = self._resources.gpus_per_node or len(all_of) // max(parallel, 1)
-        alive, ledger = self.alive(), self._ledger()
-        taken = {gpu for job, held in ledger.items() if job in alive for gpu in held}
-        free = [gpu for gpu in all_of if gpu not in taken]
-        # With more trials than GPUs they share: better slow than none.
-        return tuple((free if len(free) >= share > 0 else all_of)[: share or None])
+    def _choose_gpus(self, parallel: int) -> list[str]:
+        """The share of one job: those that the fewest living jobs have."""
+        alive, ledger, all_of = self.alive(), self._ledger(), gpus()
+        share = self._resources.gpus_per_node or max(len(all_of) // parallel, 1)
+        held = [gpu for job in alive for gpu in ledger.get(job, {}).get("gpus", ())]
+        return sorted(all_of, key=lambda gpu: (held.count(gpu), all_of.index(gpu)))[
+            :share
+        ]
 
-    def _ledger(self) -> dict[str, list[int]]:
+    def _ledger(self) -> dict[str, dict]:
         path = self._folder / _LEDGER
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def _note(self, job: str, held: Sequence[int]) -> None:
-        if held:
-            text = json.dumps(self._ledger() | {job: list(held)})
-            (self._folder / _LEDGER).write_text(text)
+    def _write_ledger(self, job: str, pid: str, held: Sequence[str]) -> None:
+        text = json.dumps(self._ledger() | {job: {"pid": pid, "gpus": list(held)}})
+        (self._folder / _LEDGER).write_text(text)
 
     def alive(self) -> dict[str, str]:
         """Returns 'running' for every process of ours that is there."""
-        listed = subprocess.run(
-            ["ps", "-e", "-ww", "-o", "pid=,stat=,args="],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        return dict.fromkeys(self._processes(), "running")
+
+    def _processes(self) -> dict[str, int]:
+        """Jobs that live, and the process of each that starts and ends the others."""
+        ledger = {held["pid"]: job for job, held in self._ledger().items()}
         found = {}
-        for line in listed.splitlines():
-            pid, state, *words = line.split(maxsplit=2)
-            ours = words and words[0].endswith(
-                f"-m submitit.local._local {self._folder}"
-            )
-            if ours and not state.startswith("Z"):
-                found[pid] = "running"
+        for pid, words in _commands():
+            if _CONTROLLER not in words or words[-1] != str(self._folder):
+                continue
+            # A number may have been another job's before.
+            job = _variable(pid, "LAUNCH_JOB") or ledger.get(str(pid))
+            if job is not None:
+                found[job] = pid
         return found
 
     def find(self, submission: str, index: int) -> str | None:
-        """Returns None: a process that runs says so itself."""
-        return None
+        """See `Engine`."""
+        name = f"{submission}-{index}"
+        return name if name in self._processes() else None
 
     def cause(self, job: str) -> tuple[str, str] | None:
         """Returns None: what ended a process is not kept."""
@@ -125,32 +125,63 @@ class Local:
 
     def stop(self, jobs: Sequence[str]) -> None:
         """Sends SIGTERM, which the job's processes get too."""
-        alive = self.alive()
+        processes = self._processes()
         for job in jobs:
-            if job in alive:
+            if job in processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(job), signal.SIGTERM)
+                    os.kill(processes[job], signal.SIGTERM)
 
-    def log(self, job: str) -> pathlib.Path:
+    def log(self, job: str) -> pathlib.Path | None:
         """Returns the log of a job's process 0."""
-        return self._folder / f"{job}_0_log.out"
+        held = self._ledger().get(job)
+        return self._folder / f"{held['pid']}_0_log.out" if held else None
 
 
-def gpus() -> list[int]:
-    """Returns the numbers of the GPUs that this process may use."""
+def gpus() -> list[str]:
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [int(word) for word in visible.split(",") if word.strip().isdigit()]
+        return [word.strip() for word in visible.split(",") if word.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(
         ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
-    ).stdout
-    return list(range(sum(line.startswith("GPU ") for line in listed.splitlines())))
+    ).stdout.splitlines()
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed))]
+
+
+def _commands() -> Iterator[tuple[int, list[str]]]:
+    """Yields number and words of the processes of this machine."""
+    proc = pathlib.Path("/proc")
+    if not (proc / "self" / "cmdline").exists():
+        listed = subprocess.run(
+            ["ps", "-axww", "-o", "pid=,args="], capture_output=True, check=True
+        ).stdout.decode(errors="surrogateescape")
+        for line in listed.splitlines():
+            pid, *words = line.split()
+            yield int(pid), words
+        return
+    for path in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            text = (path / "cmdline").read_bytes().decode(errors="surrogateescape")
+            # That of a process that has ended, and is not yet waited for, is empty.
+            yield int(path.name), text.rstrip("\0").split("\0")
+
+
+def _variable(pid: int, name: str) -> str | None:
+    """A variable of the environment of a process, where the system shows it."""
+    with contextlib.suppress(OSError):
+        text = (
+            pathlib.Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+        )
+        for line in text.split("\0"):
+            if line.startswith(f"{name}="):
+                return line.partition("=")[2]
+    return None
 
 
 @contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Sets variables for processes that are started, which Ctrl-C then does not end."""
     old = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

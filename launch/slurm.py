@@ -6,16 +6,13 @@ back into the queue; so does one that is preempted, or whose node goes down.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import submitit
 
@@ -75,40 +72,35 @@ class Slurm:
         script = "\n".join(
             line for line in text.splitlines() if "--dependency" not in line
         )
-        done = subprocess.run(
-            ["sbatch", "--test-only"],
-            input=script,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with engines.outside_step():
+            done = subprocess.run(
+                ["sbatch", "--test-only"],
+                input=script,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         if done.returncode:
             raise EngineError(f"--engine=slurm: {_said(done.stderr)}")
 
     def render(self, jobs: Sequence[Job], parallel: int) -> dict[str, str]:
-        """Returns the batch script of each array."""
-        return {
-            f"batch_{i}.sbatch": self._text(group, "SUBMISSION", parallel)
-            + "# trials, by the index of the array:\n"
-            + "".join(f"#   {k}: {job.folder}\n" for k, job in enumerate(group))
-            for i, group in enumerate(_groups(jobs))
-        }
+        """Returns the batch script of the array."""
+        text = self._text(jobs, "SUBMISSION", parallel)
+        text += "# trials, by the index of the array:\n"
+        text += "".join(f"#   {k}: {job.folder}\n" for k, job in enumerate(jobs))
+        return {"array.sbatch": text}
 
     def submit(self, jobs: Sequence[Job], submission: str, parallel: int) -> list[str]:
         """See `Engine`."""
-        names: dict[pathlib.Path, str] = {}
-        for group in _groups(jobs):
-            executor = self._executor(group, submission, parallel)
-            try:
-                with _without_step():
-                    found = executor.map_array(
-                        worker.main, [str(job.folder) for job in group]
-                    )
-            except submitit.core.utils.FailedJobError as error:
-                raise EngineError(f"--engine=slurm: {_said(str(error))}") from None
-            ids = [job.job_id for job in found]
-            names.update(zip([job.folder for job in group], ids, strict=True))
-        return [names[job.folder] for job in jobs]
+        executor = self._executor(jobs, submission, parallel)
+        try:
+            with engines.outside_step():
+                found = executor.map_array(
+                    worker.main, [str(job.folder) for job in jobs]
+                )
+        except submitit.core.utils.FailedJobError as error:
+            raise EngineError(f"--engine=slurm: {_said(str(error))}") from None
+        return [job.job_id for job in found]
 
     def _executor(self, jobs, submission, parallel) -> submitit.SlurmExecutor:
         have, options = self._resources, dict(self._options)
@@ -133,14 +125,14 @@ class Slurm:
             setup=setup,
             comment=submission,
             array_parallelism=parallel,
-            dependency=f"afterok:{':'.join(after)}" if after else None,
+            # Not afterok: a teacher that fails is started again, as another job.
+            dependency=f"afterany:{':'.join(after)}" if after else None,
             stderr_to_stdout=True,
             srun_args=["--kill-on-bad-exit=1"],
             additional_parameters={
                 "requeue": True,
                 # JAX listens to SIGTERM only.
                 "signal": f"TERM@{notice}",
-                **({"kill-on-invalid-dep": "yes"} if after else {}),
             },
             **options,
         )
@@ -166,7 +158,7 @@ class Slurm:
 
     def _queue(self) -> list[tuple[str, str, str]]:
         """Returns job, state and comment of what of this user has not ended."""
-        command = ["squeue", "--me", "-h", "-r", "-o", "%i|%T|%k"]
+        command = ["squeue", "--me", "--all", "-h", "-r", "-o", "%i|%T|%k"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EngineError(
@@ -207,27 +199,7 @@ class _Executor(submitit.SlurmExecutor):
         return 2
 
 
-def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs that wait for the same ones: an array waits as a whole."""
-    ordered = sorted(jobs, key=lambda job: job.after)
-    return [list(g) for _, g in itertools.groupby(ordered, key=lambda job: job.after)]
-
-
 def _said(text: str) -> str:
     """The last line of what a program of Slurm's said that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("sbatch: error: ") if lines else "it said nothing"
-
-
-@contextlib.contextmanager
-def _without_step() -> Iterator[None]:
-    """Hides the job that the driver itself may be: its sizes would be inherited."""
-    hidden = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if name.startswith("SLURM_") and name != "SLURM_CONF"
-    }
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

@@ -1,4 +1,4 @@
-"""The books of a sweep, and of a single run: which trials there are and what is known.
+"""The books of a sweep: which trials there are and what is known of them.
 
 sweep.json       the definition: config, overrides, sweeps, engine, resources
 optuna.journal   trials as Optuna knows them: values, pruning, what a search asked
@@ -9,10 +9,11 @@ driver/          locked while a driver is at work
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -21,7 +22,7 @@ from optuna.trial import TrialState
 
 from diffusionlab import workdir
 from launch import definition
-from launch.trial import Trial, identity
+from launch.trial import Trial, identity, is_cancelled, mark_cancelled
 
 PRUNERS = {
     "": optuna.pruners.NopPruner,
@@ -49,10 +50,7 @@ class Sweep:
         self.asked = definition.read_sweep(self.folder)
         self.max_parallel = self.asked["max_parallel"]
         self.max_failures = self.asked["max_failures"]
-        names = self.asked["sweeps"]
-        self._search: Callable | None = None
-        if any(n.partition("_")[0] == "search" for n in names):
-            _, self._search = definition.choose(self.asked["config"], names)
+        self.is_search = bool(self.asked["search"])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings(
             "ignore", category=optuna.exceptions.ExperimentalWarning
@@ -75,39 +73,41 @@ class Sweep:
         seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def enqueue(self, points: Sequence[Mapping[str, Any]]) -> int:
-        """Adds the points that are not there yet; returns how many."""
-        known = {t.user_attrs.get("id") for t in self._frozen()}
-        first, added = len(known - {None}), 0
-        for point in points:
+    def enqueue(self) -> int:
+        """Adds the points that are not there yet; returns how many.
+
+        Only while no other driver is at work here. One that was killed in the middle
+        of this is taken up.
+        """
+        known = {t.user_attrs.get("id") for t in self._frozen()} - {None}
+        added = 0
+        for point in self.asked["points"]:
             name = identity(point)
             if name not in known:
-                run = f"{first + added:04d}-{name}"
+                run = f"{len(known):04d}-{name}"
                 self._study.enqueue_trial({}, {"id": name, "run": run, "point": point})
+                known.add(name)
                 added += 1
         return added
 
     def _frozen(self, *states: TrialState):
         return self._study.get_trials(deepcopy=False, states=states or None)
 
-    @property
-    def is_search(self) -> bool:
-        return self._search is not None
-
     def is_cancelled(self) -> bool:
         """Whether nothing more is to be begun."""
         return (self.folder / _CANCELLED).is_file()
 
     def cancel(self) -> None:
-        """Marks every trial that is open, and the sweep, as cancelled."""
+        """Marks the sweep, and every trial that is open, as cancelled."""
         (self.folder / _CANCELLED).touch()
         for trial in self.trials():
-            trial.record("cancelled", by="the user")
+            mark_cancelled(trial)
 
     def trials(self) -> list[Trial]:
         """Returns the trials that Optuna counts as running: to be seen to."""
         return [
-            Trial(self.folder / "runs" / t.user_attrs["run"])
+            # A driver may have been killed before it had made the directory.
+            self._create(t.user_attrs["run"], t.user_attrs["point"])
             for t in self._frozen(TrialState.RUNNING)
             if "run" in t.user_attrs
         ]
@@ -120,68 +120,77 @@ class Sweep:
     def waiting(self) -> int:
         """Returns how many trials have not begun, as far as is known."""
         waiting = len(self._frozen(TrialState.WAITING))
-        if self._search is None:
+        if not self.is_search or "exhausted" in self._study.user_attrs:
             return waiting
-        started = len({t.user_attrs.get("run") for t in self._frozen()} - {None})
-        return max(waiting, self.asked["num_trials"] - started)
+        found = [t.user_attrs for t in self._frozen() if "searched" in t.user_attrs]
+        return max(waiting, self.asked["num_trials"] - len({a["run"] for a in found}))
+
+    def points_to_begin(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Returns name and point of each trial that waits and has them."""
+        waiting = [t.user_attrs for t in self._frozen(TrialState.WAITING)]
+        return [(a["run"], a["point"]) for a in waiting if "run" in a]
 
     def more(self, count: int) -> list[Trial]:
-        """Begins up to `count` further trials; makes their directories."""
-        if self.is_cancelled():
-            return []
-        self._drop_nameless()
-        begun = []
-        while len(begun) < count and self.waiting():
+        """Begins up to `count` further trials; makes their directories.
+
+        Raises:
+          SweepError, ValueError, TypeError: the search gave a point that cannot be.
+        """
+        for t in self._frozen(TrialState.RUNNING):
+            if "run" not in t.user_attrs:
+                # A driver was killed between asking for a trial and naming it.
+                self._study.tell(t.number, state=TrialState.FAIL)
+        begun: list[Trial] = []
+        while len(begun) < count and self.waiting() and not self.is_cancelled():
             found = self._ask()
             if found is None:
                 break
             begun.append(found)
         return begun
 
-    def _drop_nameless(self) -> None:
-        """A driver was killed between asking for a trial and naming it."""
-        for t in self._frozen(TrialState.RUNNING):
-            if "run" not in t.user_attrs:
-                self._study.tell(t.number, state=TrialState.FAIL)
-
     def _ask(self) -> Trial | None:
+        """Begins one trial; None: the search has no other point."""
         for _ in range(_TRIES):
             asked = self._study.ask()
-            attributes = asked.user_attrs
-            point = attributes.get("point")
-            if point is None:
-                point = definition.check_point(self._search(asked), "search")
-                point |= attributes.get("seed", self._first_seed())
-                name = identity(point)
-                if name in {t.user_attrs.get("id") for t in self._frozen()}:
-                    # Optuna may suggest a point again, which would teach nothing.
-                    self._study.tell(asked.number, state=TrialState.PRUNED)
-                    self._study.sampler = self._sampler()
-                    continue
-                definition.check(
-                    self.asked["config"], {**self.asked["overrides"], **point}
-                )
-                used = {t.user_attrs.get("run") for t in self._frozen()} - {None}
-                run = f"{len(used):04d}-{name}"
-                if "seed" not in attributes:
-                    self._repeat(asked)
-                asked.set_user_attr("id", name)
-                asked.set_user_attr("point", point)
-                asked.set_user_attr("run", run)
-            return self._create(attributes.get("run") or run, point)
-        raise SweepError(
-            f"--sweep: {_TRIES} times in a row the search suggested a point that was "
-            "there already; it has no more, lower --trials."
-        )
+            if "run" in asked.user_attrs:
+                return self._create(asked.user_attrs["run"], asked.user_attrs["point"])
+            try:
+                point = self._suggested(asked)
+            except BaseException:
+                self._study.tell(asked.number, state=TrialState.FAIL)
+                raise
+            name = identity(point)
+            known = {t.user_attrs.get("id") for t in self._frozen()} - {None}
+            if name in known:
+                # Optuna may suggest a point again, which would teach nothing.
+                self._study.tell(asked.number, state=TrialState.PRUNED)
+                self._study.sampler = self._sampler()
+                continue
+            if "seed" not in asked.user_attrs:
+                self._repeat(asked)
+            run = f"{len(known):04d}-{name}"
+            attributes = {"searched": True, "point": point, "id": name, "run": run}
+            for key, value in attributes.items():
+                asked.set_user_attr(key, value)
+            return self._create(run, point)
+        self._study.set_user_attr("exhausted", True)
+        return None
 
-    def _first_seed(self) -> dict[str, int]:
-        many = self.asked["seeds"] > 1
-        return {definition.SEED: self.asked["seed"]} if many else {}
+    def _suggested(self, asked) -> Mapping[str, Any]:
+        """The point of a search, checked, where the command was given."""
+        seed = asked.user_attrs.get("seed", self.asked["seed"])
+        with contextlib.chdir(self.asked["cwd"]):
+            config, name = self.asked["config"], self.asked["search"]
+            _, search = definition.choose(config, [name])
+            point = definition.check_point(search(asked), name)
+            point = {definition.SEED: seed, **point}
+            definition.check(config, {**self.asked["overrides"], **point})
+        return point
 
     def _repeat(self, asked) -> None:
         """The same point with the other seeds: further trials of it."""
         for i in range(1, self.asked["seeds"]):
-            seed = {definition.SEED: self.asked["seed"] + i}
+            seed = self.asked["seed"] + i
             self._study.enqueue_trial(asked.params, {"seed": seed})
 
     def _create(self, run: str, point: Mapping[str, Any]) -> Trial:
@@ -204,11 +213,11 @@ class Sweep:
         if self.asked["prune"] and self._of(trial).state == TrialState.RUNNING:
             self._report(trial)
         number, remark = self._of(trial).number, ""
-        values = trial.values(self.asked["metric"]) if state == "done" else []
-        if state == "done" and not values:
+        value = trial.value(self.asked["metric"]) if state == "done" else None
+        if state == "done" and value is None:
             remark = f"{trial.name}: has no finite {self.asked['metric']}"
-        if values:
-            self._study.tell(number, values[-1][1], skip_if_finished=True)
+        if value is not None:
+            self._study.tell(number, value, skip_if_finished=True)
         else:
             ends = {"pruned": TrialState.PRUNED}
             end = ends.get(state, TrialState.FAIL)
@@ -233,10 +242,11 @@ class Sweep:
         (self.folder / _CANCELLED).unlink(missing_ok=True)
         opened = []
         for trial in self.everything():
-            known, frozen = trial.events(), self._of(trial)
-            kinds = [e["event"] for e in known if e["event"] in ("cancelled", "retry")]
+            if trial.result() is not None:
+                continue
+            frozen = self._of(trial)
             failed = given_up and frozen.state == TrialState.FAIL
-            if kinds[-1:] == ["cancelled"] or (failed and trial.result() is None):
+            if is_cancelled(trial) or failed:
                 trial.record("retry")
                 opened.append(trial.name)
                 if frozen.state not in _OPEN:
@@ -263,99 +273,57 @@ def trial_of(
     return {"number": number, "sweep": str(folder), "point": point, **shared}
 
 
-def create(
-    folder: pathlib.Path, asked: Mapping[str, Any], extend: bool = False
-) -> Sweep:
-    """Returns the sweep of a directory, new or going on.
-
-    Args:
-      folder: of the sweep.
-      asked: the definition.
-      extend: another definition adds its points to those that are there.
+def check(folder: pathlib.Path, asked: Mapping[str, Any], extend: bool) -> None:
+    """Checks that a sweep may start or go on in a directory; writes nothing.
 
     Raises:
       SweepError: the directory holds something else, or another sweep.
     """
-    path = folder / "sweep.json"
-    if path.is_file():
-        stored = workdir.read_json(path)
-        fixed = ("config", "overrides", "sweeps", "seeds", "seed", "metric", "goal")
+    if definition.is_sweep(folder):
+        stored = definition.read_sweep(folder)
+        fixed = ["config", "overrides", "seed", "metric", "goal", "prune", "flags"]
+        if not extend:
+            fixed += ["sweeps", "seeds", "num_trials"]
         for key in fixed:
-            if stored[key] != asked[key] and not extend:
+            if stored[key] != asked[key]:
+                mend = "undo that" if extend else "undo that, or --extend"
+                if key not in ("sweeps", "seeds", "num_trials"):
+                    mend = "undo that"
                 raise SweepError(
                     f"'{folder}' is of another sweep ({key}: {stored[key]!r}, now "
-                    f"{asked[key]!r}); give another --name, or --extend."
+                    f"{asked[key]!r}); {mend}, or give another --name."
                 )
-    elif folder.is_dir() and any(p.name != "driver" for p in folder.iterdir()):
+        return
+    try:
+        found = list(folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    # What a start that was killed left behind is no obstacle.
+    if any(p.name != "driver" and not p.name.startswith(".") for p in found):
         raise SweepError(f"'{folder}' is not empty and holds no sweep; give another.")
+
+
+def _unusable(folder: pathlib.Path, error: OSError) -> SweepError:
+    return SweepError(f"'{folder}' cannot be a sweep's directory: {error.strerror}.")
+
+
+def create(folder: pathlib.Path, asked: Mapping[str, Any]) -> Sweep:
+    """Returns the sweep of a directory that `check` has admitted, new or going on.
+
+    An extended one has the points of both definitions.
+    """
+    merged = dict(asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(path, asked)
+        if definition.is_sweep(folder):
+            stored = definition.read_sweep(folder)
+            points = [*stored["points"], *asked["points"]]
+            merged["points"] = definition.unique(points)
+            merged["search"] = asked["search"] or stored["search"]
+            merged["num_trials"] = max(asked["num_trials"], stored["num_trials"])
+        workdir.write_json(folder / "sweep.json", merged)
     except OSError as error:
-        raise SweepError(
-            f"'{folder}' cannot be a sweep's directory: {error.strerror}."
-        ) from None
-    return Sweep(folder)
-
-
-class Single:
-    """The books of one run: its directory is the trial's own.
-
-    Args:
-      folder: the run directory, with a trial.json.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder.resolve()
-        self._trial = Trial(self.folder)
-        self.asked = self._trial.asked()
-        self.max_parallel, self.max_failures = 1, self.asked["max_failures"]
-        self._closed = False
-
-    def is_cancelled(self) -> bool:
-        kinds = [e["event"] for e in self._trial.events()]
-        return [k for k in kinds if k in ("cancelled", "retry")][-1:] == ["cancelled"]
-
-    def cancel(self) -> None:
-        if self._trial.result() is None:
-            self._trial.record("cancelled", by="the user")
-
-    is_search = False
-
-    def trials(self) -> list[Trial]:
-        return [] if self._closed else [self._trial]
-
-    def everything(self) -> list[Trial]:
-        return [self._trial]
-
-    def waiting(self) -> int:
-        return 0
-
-    def more(self, count: int) -> list[Trial]:
-        return []
-
-    def close(self, trial: Trial, state: str) -> str:
-        self._closed = True
-        return ""
-
-    def is_hopeless(self, trial: Trial) -> bool:
-        return False
-
-    def retry(self, given_up: bool) -> list[str]:
-        """A run that the user starts again has its whole allowance again."""
-        events = self._trial.events()
-        if events and events[-1]["event"] != "retry" and self._trial.result() is None:
-            self._trial.record("retry")
-        return []
-
-    def is_complete(self) -> bool:
-        return self._closed
-
-
-def open_books(folder: pathlib.Path) -> Sweep | Single:
-    """Returns the books of a directory of the launcher.
-
-    Raises:
-      FileNotFoundError: it is none.
-    """
-    return Sweep(folder) if definition.is_sweep(folder) else Single(folder)
+        raise _unusable(folder, error) from None
+    sweep = Sweep(folder)
+    sweep.enqueue()
+    return sweep

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import time
@@ -123,6 +124,19 @@ class Trial:
         found = [(row["step"], row[metric]) for row in self.rows() if metric in row]
         # What is not finite stands there as text.
         return [(s, v) for s, v in found if isinstance(v, int | float)]
+
+    def value(self, metric: str) -> float | None:
+        """Returns what a finished run says of a metric, or its last finite value.
+
+        A result that is not finite has none, whatever was measured before.
+        """
+        numbers = (self.result() or {}).get("numbers", {})
+        if metric in numbers:
+            value = numbers[metric]
+            finite = isinstance(value, int | float) and math.isfinite(value)
+            return float(value) if finite else None
+        values = self.values(metric)
+        return values[-1][1] if values else None
 
     def step(self) -> int:
         """Returns how many steps the run has finished, as far as it has written."""
@@ -246,3 +260,15 @@ def state(
 def _last_event(events, kinds: Collection[str]) -> str | None:
     found = [event["event"] for event in events if event.get("event") in kinds]
     return found[-1] if found else None
+
+
+def is_cancelled(trial: Trial) -> bool:
+    """Whether the last word on a trial was to cancel it."""
+    kinds = [e["event"] for e in trial.events()]
+    return [k for k in kinds if k in ("cancelled", "retry")][-1:] == ["cancelled"]
+
+
+def mark_cancelled(trial: Trial) -> None:
+    """Writes that a trial is not to be started again, unless that is written."""
+    if trial.result() is None and not is_cancelled(trial):
+        trial.record("cancelled", by="the user")

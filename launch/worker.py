@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from diffusionlab import explain
+from diffusionlab import explain, workdir
 from launch import definition, trial
 
 DONE, PREEMPTED, FAILED = 0, 75, 1
@@ -69,22 +69,40 @@ def joining(environ: Mapping[str, str]) -> list[str]:
 
 def job_of(environ: Mapping[str, str]) -> str | None:
     """Returns the engine's name of this job, as its `submit` gave it."""
+    if "LAUNCH_JOB" in environ:
+        return environ["LAUNCH_JOB"]
     if "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
-    names = ("SUBMITIT_LOCAL_JOB_ID", "SLURM_JOB_ID", "LAUNCH_JOB")
-    return next((environ[name] for name in names if name in environ), None)
+    return environ.get("SLURM_JOB_ID")
 
 
 def command(folder: pathlib.Path, asked: Mapping[str, Any]) -> list[str]:
     """Returns the flags of diffusionlab for a trial."""
     flags = [f"--config={asked['config']}", f"--workdir={folder}"]
-    for key, value in {**asked["overrides"], **asked.get("point", {})}.items():
-        if key == definition.TEACHER and definition.is_sweep(value):
-            from launch import table  # needs pandas
-
-            value = str(table.best(pathlib.Path(value)))
+    overrides = {**asked["overrides"], **asked.get("point", {})}
+    for key, value in definition.settled(overrides, folder).items():
+        if key == definition.TEACHER and isinstance(value, str):
+            value = _teacher(pathlib.Path(value))
         flags.append(f"--{definition.word(key, value)}")
     return [*flags, *asked.get("flags", ())]
+
+
+class Unready(RuntimeError):
+    """The teacher has not finished: to be started again at no cost."""
+
+
+def _teacher(folder: pathlib.Path) -> str:
+    """Returns the directory of a finished teacher: of a sweep, its best trial."""
+    if definition.is_sweep(folder):
+        from launch import table  # needs pandas
+
+        try:
+            return str(table.best(folder))
+        except ValueError as error:
+            raise Unready(f"config.teacher: {error}") from None
+    if (folder / trial.TRIAL_FILE).is_file() and trial.Trial(folder).result() is None:
+        raise Unready(f"config.teacher: '{folder}' is not finished.")
+    return str(folder)
 
 
 def run(folder: str) -> int:
@@ -106,6 +124,12 @@ def run(folder: str) -> int:
         return FAILED
     # Until the program listens itself there is nothing to save.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+    # submitit's notice of its own time limit.
+    signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
+    if "LAUNCH_GPUS" in environ:
+        environ["CUDA_VISIBLE_DEVICES"] = environ["LAUNCH_GPUS"]
+    elif "SUBMITIT_LOCAL_JOB_ID" in environ:  # submitit hides them
+        environ.pop("CUDA_VISIBLE_DEVICES", None)
     if recorder:
         recorder.record(
             "started",
@@ -113,7 +137,7 @@ def run(folder: str) -> int:
             submission=environ.get("LAUNCH_SUBMISSION"),
             host=socket.gethostname(),
             pid=os.getpid(),
-            step=one.step(),
+            saved=_saved(path),
             kills=kills(),
         )
     status, cause, message = _train(path, asked, joining(environ))
@@ -130,10 +154,17 @@ def _is_stuck(one: trial.Trial, job: str | None) -> bool:
 
     Kubernetes restarts a process that ran out of memory for ever.
     """
-    starts = [e for e in one.events() if e["event"] in ("started", "retry")]
-    mine = starts[-_STARTS:]
-    same = [e for e in mine if e.get("job") == job and e.get("step") == one.step()]
-    return len(same) == _STARTS
+    count = 0
+    for event in one.events():
+        if event["event"] in ("ended", "retry"):
+            count = 0
+        elif event["event"] == "started" and event.get("job") == job:
+            count = count + 1 if event.get("saved") == _saved(one.folder) else 0
+    return count >= _STARTS
+
+
+def _saved(folder: pathlib.Path) -> int:
+    return max(workdir.saved_steps(folder), default=0)
 
 
 def _train(path, asked, joined) -> tuple[int, str, str]:
@@ -146,6 +177,9 @@ def _train(path, asked, joined) -> tuple[int, str, str]:
         from diffusionlab import main
 
         status = main.run([*command(path, asked), *joined])
+    except Unready as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return FAILED, trial.PREEMPTED, str(error)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else FAILED
     except BaseException as error:

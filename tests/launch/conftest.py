@@ -27,6 +27,9 @@ def search(trial):
 
 def search_two(trial):
     return {STEPS: trial.suggest_int("steps", 1, 2)}
+
+def search_bad(trial):
+    return {STEPS if trial.number == 0 else "config.train.num_stesp": 3}
 """
 
 
@@ -89,7 +92,8 @@ class Engine:
             (folder / "config.json").write_text(
                 json.dumps({"train": {"num_steps": steps}})
             )
-            (folder / "result.json").write_text(json.dumps({"step": steps}))
+            result = {"step": steps, "numbers": {}}
+            (folder / "result.json").write_text(json.dumps(result))
         Trial(folder).record("ended", job=name, cause=cause, **what)
         del self.live[name]
 
@@ -131,14 +135,15 @@ def engine():
 def make(tmp_path, asked):
     """`make(**changes)`: a sweep; the same directory every time."""
 
-    def build(engine=None, folder="sweep", extend=False, **changes):
-        definition_ = {**asked, **changes}
-        points, _ = definition.choose(definition_["config"], definition_["sweeps"])
-        points = definition.repeat(points, definition_["seeds"], 0)
-        books = sweep.create(tmp_path / folder, definition_, extend)
-        books.enqueue(points)
+    def build(engine=None, folder="sweep", extend=False, extra=(), **changes):
+        new = {**asked, **changes}
+        points, search = definition.choose(new["config"], new["sweeps"])
+        new["points"] = definition.repeat([*points, *extra], new["seeds"], 0)
+        new["search"] = new["sweeps"][0] if search else ""
+        sweep.check(tmp_path / folder, new, extend)
+        books = sweep.create(tmp_path / folder, new)
         said = []
-        here = driver.Driver(books, engine or Engine(), said.append)
+        here = driver.Driver(books, engine or Engine(), said.append, "here")
         here.said = said
         return here
 

@@ -7,7 +7,7 @@ import pytest
 
 from launch import driver, sweep
 from launch.engines import EngineError
-from launch.trial import Trial
+from launch.trial import Trial, failures
 
 
 def _states(here):
@@ -56,7 +56,7 @@ def test_a_preempted_trial_goes_on_at_no_cost(make):
         here.engine.start(name)
         here.engine.end(name, "preempted")
         assert here.turn()[folder.name] == "queued"
-    assert driver.count_failures(Trial(folder)) == 0
+    assert failures(Trial(folder).events()) == 0
 
 
 def test_a_failing_trial_is_given_up_and_the_sweep_goes_on(make):
@@ -94,7 +94,7 @@ def test_a_job_that_goes_without_a_word_counts(make, started):
     assert here.turn()[folder.name] == "queued"
     first = Trial(folder).attempts()[0]
     assert first.cause == ("killed" if started else "lost")
-    assert driver.count_failures(Trial(folder)) == 1
+    assert failures(Trial(folder).events()) == 1
 
 
 def test_a_driver_killed_after_submitting_finds_the_job(make):
@@ -111,7 +111,7 @@ def test_a_driver_killed_after_submitting_finds_the_job(make):
     assert _states(other) == ["queued", "running"]
     assert other.engine.stopped == ["1"]
     assert len(here.engine.jobs) == 3
-    assert driver.count_failures(Trial(here.engine.jobs["1"][0].folder)) == 0
+    assert failures(Trial(here.engine.jobs["1"][0].folder).events()) == 0
 
 
 def test_a_driver_killed_before_submitting_submits_after_a_while(make, monkeypatch):
@@ -137,12 +137,16 @@ def test_a_finished_trial_is_never_run_again(make):
     assert len(folders) == len(set(folders)) == 3
 
 
-def test_a_refused_submission_leaves_the_trials_as_they_were(make, engine):
+def test_a_refused_submission_leaves_the_trials_as_they_were(make, engine, monkeypatch):
     here = make(engine(broken=True))
     with pytest.raises(EngineError, match="no room"):
         here.turn()
     here.engine.broken = False
+    assert _states(here) == ["submitting", "submitting"]  # it may be under way
+    now = time.time()
+    monkeypatch.setattr(driver.time, "time", lambda: now + 11)
     assert _states(here) == ["queued", "queued"]
+    assert {failures(t.events()) for t in here.books.everything()} == {0}
 
 
 def test_cancelled_and_resumed(make):
@@ -191,16 +195,28 @@ def test_a_resumed_search_does_not_repeat_itself(make):
     assert len(steps) == 3
 
 
-def test_a_search_that_has_no_more_points_says_so(make):
+def test_a_search_that_has_no_more_points_ends(make):
     here = make(sweeps=["search_two"], num_trials=3, max_parallel=3)
-    with pytest.raises(sweep.SweepError, match="lower --trials"):
-        here.turn()
+    assert _states(here) == ["queued", "queued"]
+    for name in list(here.engine.live):
+        here.engine.start(name)
+        here.engine.end(name, "done")
+    here.turn()
+    assert here.books.is_complete() and len(here.engine.jobs) == 2
+
+
+def test_a_search_whose_point_cannot_be_hands_over_the_others_first(make):
+    here = make(sweeps=["search_bad"], num_trials=3, max_parallel=1)
+    (trial,) = here.books.more(1)
+    other = make(sweeps=["search_bad"], num_trials=3, max_parallel=2)
+    with pytest.raises(ValueError, match="num_stesp"):
+        other.turn()
+    assert trial.attempts()[0].job == "1"
 
 
 def test_hopeless_trials_are_pruned(make):
-    here = make(prune="median", max_parallel=1)
-    for number in range(5):
-        here.books.enqueue([{"config.train.num_steps": 100 + number}])
+    more = [{"config.train.num_steps": 100 + number} for number in range(5)]
+    here = make(prune="median", max_parallel=1, extra=more)
     for _ in range(3):
         here.turn()
         (name,) = here.engine.live
@@ -220,15 +236,108 @@ def test_hopeless_trials_are_pruned(make):
     assert states.count("PRUNED") == 1 and states.count("COMPLETE") == 3
 
 
-def test_an_extended_sweep_adds_its_points(make, config, asked):
+def test_another_definition_is_refused(make):
     make()
-    other = {**asked, "overrides": {"config.seed": "1"}}
+    for changes in (
+        {"overrides": {"config.seed": "1"}},
+        {"goal": "max"},
+        {"seeds": 2},
+        {"sweeps": ["search"], "num_trials": 1},
+    ):
+        with pytest.raises(sweep.SweepError, match="another sweep"):
+            make(**changes)
     with pytest.raises(sweep.SweepError, match="another sweep"):
-        make(overrides=other["overrides"])
+        make(extend=True, goal="max")
+
+
+def test_an_extended_sweep_adds_its_points(make):
+    make().turn()
+    here = make(extend=True, seeds=2, max_parallel=9)
+    assert here.books.waiting() == 4  # one has not begun; three are of the second seed
+    points = [t.asked()["point"] for t in here.books.more(9)]
+    assert [p["config.seed"] for p in points] == [0, 1, 1, 1]
+    searched = make(extend=True, sweeps=["search"], num_trials=2, max_parallel=9)
+    assert searched.books.waiting() == 2 and len(searched.books.more(9)) == 2
+    back = make(extend=True, seeds=2)
+    assert back.books.waiting() == 0
+
+
+def test_what_a_killed_start_left_half_done_is_taken_up(make, tmp_path, monkeypatch):
+    """Killed between naming a trial and making its directory, and while enqueueing."""
     here = make()
-    assert here.books.enqueue([{"config.train.num_steps": 10}]) == 0
-    assert here.books.enqueue([{"config.train.num_steps": 77}]) == 1
-    assert here.books.waiting() == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Sweep, "_create", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            here.books.more(1)
+    assert not list((tmp_path / "sweep").glob("runs/*"))
+    assert _states(make()) == ["queued", "queued"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".sweep.json.1").write_text("{")
+    other = make(folder="other")
+    (tmp_path / "other" / "optuna.journal").unlink()  # as if nothing was enqueued yet
+    again = sweep.Sweep(other.books.folder)
+    assert again.is_complete() and again.enqueue() == 3 and again.waiting() == 3
+
+
+def test_jobs_that_may_live_elsewhere_are_not_started_again(make):
+    here = make()
+    here.turn()
+    with pytest.raises(driver.DriverError, match="may still live at here"):
+        driver.check_place(here.books, "slurm", {})
+    for name in list(here.engine.live):
+        here.engine.start(name)
+        here.engine.end(name, "preempted")
+    driver.check_place(here.books, "slurm", {})
+    assert driver.place("xpk", {"zone": "z", "cluster": "c"}) == "xpk z c"
+
+
+def test_a_trial_that_the_cluster_cancelled_ends_the_sweep(make):
+    here = make(max_parallel=3)
+    here.turn()
+    here.engine.cause = lambda job: ("cancelled", "Slurm: CANCELLED")
+    here.engine.live.clear()
+    found = here.turn()
+    assert set(found.values()) == {"cancelled"} and here._is_over(found)
+
+
+def test_a_job_that_does_not_go_is_ended(make, monkeypatch):
+    here = make(max_parallel=1)
+    here.turn()
+    here.engine.start("1")
+    here.engine.end("1", "done")
+    here.engine.live["1"] = "running"
+    here.turn()
+    assert not here.engine.stopped
+    now = time.monotonic()
+    monkeypatch.setattr(driver.time, "monotonic", lambda: now + 601)
+    here.turn()
+    assert here.engine.stopped == ["1"]
+    here.turn()
+    assert not here._lingering
+
+
+def test_finished_trials_of_a_cancelled_sweep_are_not_run_again(make):
+    here = make(max_parallel=3)
+    here.turn()
+    here.books.cancel()
+    for name in list(here.engine.live):
+        here.engine.start(name)
+        here.engine.end(name, "done")
+    assert here.books.retry(given_up=True) == []
+    here.turn()
+    assert here.books.is_complete() and len(here.engine.jobs) == 3
+
+
+def test_a_driver_at_work_ends_what_was_cancelled_behind_its_back(make):
+    here = make()
+    make(here.engine).books.cancel()
+    assert here.turn() == {}
+    other = make()
+    other.books.retry(given_up=False)
+    other.turn()
+    (other.books.folder / "cancelled").touch()  # jobs that the other did not see
+    other.turn()
+    assert sorted(other.engine.stopped) == ["1", "2"]
 
 
 def test_a_directory_with_something_else_is_refused(make, tmp_path):

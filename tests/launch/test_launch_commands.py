@@ -1,5 +1,6 @@
 """The commands: what they refuse and render, and real runs on this machine."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from launch import commands, engines, flags, table, worker
+from launch import commands, engines, flags, local, table, worker
 from launch.trial import Trial
 
 SMALL = """
@@ -77,6 +78,7 @@ def test_a_sweep_that_is_not_there_is_refused(refused, config, tmp_path):
     assert "keys are 'config.…'" in refused("sweep", *where, "--sweep=bare")
     assert "stands alone" in refused("sweep", *where, "--sweep=search,rate")
     assert "--trials: missing" in refused("sweep", *where, "--sweep=search")
+    assert "1 or more" in refused("sweep", *where, "--sweep=search", "--trials=-1")
     assert "for searches" in refused("sweep", *where, "--trials=3")
     assert "sets config.seed itself" in refused("sweep", *where, "--seeds=2")
     twice = refused("sweep", *where, "--sweep=rate,rate")
@@ -131,12 +133,55 @@ def test_a_run_of_another_config_is_refused(refused, config, tmp_path):
     assert "is not empty and holds no run" in said
 
 
+def test_a_folder_with_something_else_is_no_sweeps(refused, config, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine.txt").write_text("")
+    assert "holds no sweep" in refused(
+        "sweep", config, f"--root={tmp_path}", "--name=s"
+    )
+
+
+def test_what_is_left_to_do_is_rendered(config, tmp_path, capsys):
+    """Of a sweep that was begun: trials that wait, begun or not."""
+    words = ["sweep", config, f"--root={tmp_path}", "--name=s"]
+    args, overrides, options, further = flags.read(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "_drive", lambda *_, **__: 0)
+        assert commands._sweep(args, overrides, options, further) == 0
+    assert (
+        commands.main(["resume", str(tmp_path / "s"), f"--render={tmp_path / 'o'}"])
+        == 0
+    )
+    text = (tmp_path / "o" / "commands.sh").read_text()
+    assert text.count("launch.worker") == 2 and "/runs/0001-" in text
+
+
+@pytest.mark.parametrize(
+    "visible, parallel, per_node, shares",
+    [
+        ("0,1,2,3", 2, 0, [["0", "1"], ["2", "3"], ["0", "1"]]),
+        ("GPU-a,GPU-b", 8, 0, [["GPU-a"], ["GPU-b"], ["GPU-a"]]),
+        ("0,1,2", 3, 2, [["0", "1"], ["2", "0"], ["1", "2"]]),
+        ("", 2, 0, [[], [], []]),
+    ],
+)
+def test_gpus_are_shared_out(
+    tmp_path, monkeypatch, visible, parallel, per_node, shares
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    here = local.Local(engines.Resources(gpus_per_node=per_node), tmp_path)
+    monkeypatch.setattr(here, "alive", lambda: dict.fromkeys("abc", "running"))
+    for job, share in zip("abc", shares, strict=True):
+        assert here._choose_gpus(parallel) == share
+        here._write_ledger(job, "1", share)
+
+
 def test_nothing_is_submitted_by_render(config, tmp_path, capsys):
     words = ["sweep", config, "--engine=slurm", "--sweep=rate", "--seeds=2"]
     words += [f"--root={tmp_path / 'runs'}", "--name=s", "--partition=gpu", "--nodes=2"]
     words += ["--gpus-per-node=8", "--time=24h", f"--render={tmp_path / 'out'}"]
     assert commands.main(words) == 0
-    text = (tmp_path / "out" / "batch_0.sbatch").read_text()
+    text = (tmp_path / "out" / "array.sbatch").read_text()
     for line in (
         *("array=0-3%1", "partition=gpu", "nodes=2", "gpus-per-node=8", "time=1440"),
         *("requeue", "open-mode=append", "signal=TERM@120", "ntasks-per-node=1"),
@@ -178,6 +223,7 @@ def test_the_launcher_imports_no_jax(root):
                 "SUBMITIT_LOCAL_NTASKS": "2",
                 "SUBMITIT_LOCAL_GLOBALID": "1",
                 "LAUNCH_COORDINATOR": "127.0.0.1:5",
+                "SLURM_CONF": "slurm.conf",
             },
             ["--coordinator=127.0.0.1:5", "--num_processes=2", "--process_id=1"],
             1,
@@ -199,23 +245,27 @@ def test_names_for_clusters():
     assert engines.plain_name("0/x") == "r-0-x"
 
 
-@pytest.fixture(scope="module")
-def launched(root):
-    """`launched(words)`: the launcher in a process of its own."""
+@pytest.fixture
+def launched(root, config):
+    """`launched(words)`: the launcher, and its jobs, in a session of their own."""
+    begun = []
 
-    def start(words, **kw):
-        one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-        return subprocess.Popen(
+    def start(words):
+        process = subprocess.Popen(
             [sys.executable, "-m", "launch", *map(str, words)],
             cwd=root,
-            env={**os.environ, "XLA_FLAGS": one},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            **kw,
+            start_new_session=True,
         )
+        begun.append(process)
+        return process
 
-    return start
+    yield start
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _until(what, seconds=60):
@@ -232,19 +282,19 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     folder = tmp_path / "s"
     words = ["sweep", config, f"--root={tmp_path}", "--name=s", "--max_parallel=2"]
     words += ["--poll=0.2", "--config.train.num_steps=100000"]
-    words += ["--config.checkpoint.every=100000", "--config.logging.every=100"]
-    driver = launched(words, start_new_session=True)
+    words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
+    driver = launched(words)
     trials = _until(
         lambda: [Trial(p.parent) for p in folder.glob("runs/*/trial.json")][1:]
     )
     trials = [Trial(p.parent) for p in sorted(folder.glob("runs/*/trial.json"))]
-    _until(lambda: all(t.step() >= 100 for t in trials))
+    _until(lambda: all(t.step() >= 20 for t in trials))
     driver.kill()
     driver.wait()
     steps = [t.step() for t in trials]
     _until(lambda: all(t.step() > s for t, s in zip(trials, steps, strict=True)))
     assert commands.main(words[:5] + ["--poll=0.2"]) == 1  # of another definition
-    second = launched(["resume", folder, "--poll=0.2"], start_new_session=True)
+    second = launched(["resume", folder, "--poll=0.2"])
     _until(lambda: (folder / "driver" / "lock").read_text())
     time.sleep(1)
     third = launched(["resume", folder])
@@ -255,7 +305,7 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     assert second.returncode == 130 and "python -m launch resume" in said
     for trial in trials:
         (only,) = trial.attempts()
-        assert only.cause == "preempted" and only.step > 100
+        assert only.cause == "preempted" and only.step > 20
 
 
 @pytest.mark.slow
@@ -288,7 +338,7 @@ def test_a_teacher_and_its_students_in_two_commands(config, tmp_path, capsys, ro
     words = ["sweep", config, "--sweep=rate", f"--root={tmp_path}", "--name=teachers"]
     assert commands.main([*words, "--max_parallel=2", "--poll=0.2"]) == 0
     best = table.best(tmp_path / "teachers")
-    assert "4/4" not in capsys.readouterr().out
+    assert "2/2 done" in capsys.readouterr().out
     student = f"--config={root}/configs/distillation/multistep_consistency.py:smoke"
     words = ["run", student, f"--workdir={tmp_path / 'student'}", "--poll=0.2"]
     words += [f"--config.teacher={tmp_path / 'teachers'}", "--config.evals={}"]
@@ -296,3 +346,9 @@ def test_a_teacher_and_its_students_in_two_commands(config, tmp_path, capsys, ro
     assert commands.main(words) == 0
     stored = json.loads((tmp_path / "student" / "config.json").read_text())
     assert stored["teacher"]["run"] == str(best)
+    assert commands.main(words) == 0  # again: it knows which teacher it had
+    said = capsys.readouterr()
+    assert commands.main([*words[:2], f"--workdir={best}", *words[3:]]) == 1
+    assert "holds a run of another config" in capsys.readouterr().err, said
+    assert commands.main(["status", str(best)]) == 0
+    assert "done" in capsys.readouterr().out
