@@ -59,7 +59,7 @@ JobCompType=jobcomp/none
 GresTypes=gpu
 NodeName=n[1-$nodes] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-$((17000 + nodes))] CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:h100:2 State=UNKNOWN
 PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=spot Nodes=n[1-$nodes] MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 State=UP
+PartitionName=spot Nodes=n[1-$nodes] MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 State=UP
 END
 
 export SLURM_CONF=$folder/etc/slurm.conf

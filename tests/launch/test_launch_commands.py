@@ -268,7 +268,7 @@ def launched(root, config):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _until(what, seconds=60):
+def _until(what, seconds=180):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "waited too long"
@@ -298,10 +298,10 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     _until(lambda: (folder / "driver" / "lock").read_text())
     time.sleep(1)
     third = launched(["resume", folder])
-    assert "is being driven by" in third.communicate(timeout=60)[0]
+    assert "is being driven by" in third.communicate(timeout=180)[0]
     assert third.returncode == 1
     second.send_signal(signal.SIGINT)
-    said = second.communicate(timeout=60)[0]
+    said = second.communicate(timeout=180)[0]
     assert second.returncode == 130 and "python -m launch resume" in said
     for trial in trials:
         (only,) = trial.attempts()
@@ -319,13 +319,13 @@ def test_two_processes_stop_and_go_on(config, launched, tmp_path):
     trial = Trial(folder)
     _until(lambda: folder.is_dir() and trial.step() >= 20)
     first.send_signal(signal.SIGTERM)
-    said = first.communicate(timeout=60)[0]
+    said = first.communicate(timeout=180)[0]
     assert "SIGTERM: saved step" in said, said[-3000:]
     (attempt,) = trial.attempts()
     assert attempt.cause == "preempted" and trial.result() is None
     last = attempt.step + 40
     again = launched([*words, f"--config.train.num_steps={last}"])
-    said = again.communicate(timeout=90)[0]
+    said = again.communicate(timeout=180)[0]
     assert again.returncode == 0, said[-3000:]
     assert f"resumed from step {attempt.step}" in said
     assert trial.result()["step"] == last
