@@ -213,7 +213,7 @@ def _drive(folder, engine, args, follow, retry=False, max_parallel=None) -> int:
         here.turn()
         print(f"go on with: python -m launch resume {folder}")
         return 0
-    ask = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    ask = signal.signal(signal.SIGTERM, _interrupt)
     try:
         here.run(args.poll, show)
     except KeyboardInterrupt:
@@ -230,6 +230,11 @@ def _drive(folder, engine, args, follow, retry=False, max_parallel=None) -> int:
     if is_sweep:
         print(table.frame(folder).to_string(index=False))
     return 0 if set(states.values()) <= {"done", "pruned"} else 1
+
+
+def _interrupt(*_) -> None:
+    # Not by SIGINT, which programs in the background of a script ignore.
+    raise KeyboardInterrupt
 
 
 def _report(folder: pathlib.Path, alive) -> None:
