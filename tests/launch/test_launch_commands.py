@@ -278,7 +278,7 @@ def _until(what, seconds=180):
 
 @pytest.mark.slow
 def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_path):
-    """Killed with -9 it leaves its trials alone; Ctrl-C makes them save and end."""
+    """Killed with -9 it leaves its trials alone; SIGTERM makes them save and end."""
     folder = tmp_path / "s"
     words = ["sweep", config, f"--root={tmp_path}", "--name=s", "--max_parallel=2"]
     words += ["--poll=0.2", "--config.train.num_steps=100000"]
@@ -300,7 +300,7 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     third = launched(["resume", folder])
     assert "is being driven by" in third.communicate(timeout=180)[0]
     assert third.returncode == 1
-    second.send_signal(signal.SIGINT)
+    second.send_signal(signal.SIGTERM)
     said = second.communicate(timeout=180)[0]
     assert second.returncode == 130 and "python -m launch resume" in said
     for trial in trials:
