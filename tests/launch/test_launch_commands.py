@@ -77,7 +77,7 @@ def test_a_sweep_that_is_not_there_is_refused(refused, config, tmp_path):
     assert "'empty' is empty" in refused("sweep", *where, "--sweep=empty")
     assert "keys are 'config.…'" in refused("sweep", *where, "--sweep=bare")
     assert "stands alone" in refused("sweep", *where, "--sweep=search,rate")
-    assert "--trials: missing" in refused("sweep", *where, "--sweep=search")
+    assert "1 or more" in refused("sweep", *where, "--sweep=search")
     assert "1 or more" in refused("sweep", *where, "--sweep=search", "--trials=-1")
     assert "for searches" in refused("sweep", *where, "--trials=3")
     assert "sets config.seed itself" in refused("sweep", *where, "--seeds=2")
