@@ -27,6 +27,8 @@ from launch.trial import Trial, attempts_of, mark_cancelled, state
 
 _SUBMITTING = 10.0
 """Seconds that a submission of a driver that was killed may still be under way."""
+ENDING = ("cancelled", "pruned")
+"""Events by which the launcher itself ends a job."""
 _LINGERING = 600.0
 """Seconds that a job may live on after its process has ended."""
 _QUEUE = 10_000
@@ -192,13 +194,16 @@ class Driver:
 
     def _explain(self, trial: Trial) -> None:
         """A job went without a word: writes down why, as far as can be found out."""
-        last = trial.attempts()[-1]
+        events, last = trial.events(), trial.attempts()[-1]
         log = self.engine.log(last.job)
         known = self.engine.cause(last.job)
+        begun = [i for i, e in enumerate(events) if e["event"] == "submitting"]
+        if any(e["event"] in (*ENDING, "retry") for e in events[begun[-1] :]):
+            known = trials.PREEMPTED, "it was asked to end, and did not come to save"
         if known is None and last.started is None:
             known = trials.LOST, "the job ended before its process started"
         if known is None:
-            starts = [e for e in trial.events() if e["event"] == "started"]
+            starts = [e for e in events if e["event"] == "started"]
             known = _killed(starts[-1])
         cause, message = known
         message = f"{message}; see {log}" if log else message

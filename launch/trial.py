@@ -247,11 +247,11 @@ def state(
         return {"waiting": "queued"}.get(alive[last.job], alive[last.job])
     if last is not None and last.cause is None and last.job is None:
         return "submitting"
-    if last is not None and last.cause is None:
-        return "gone"
     final = _last_event(events, ("cancelled", "pruned", "retry"))
     if final in ("cancelled", "pruned"):
         return final
+    if last is not None and last.cause is None:
+        return "gone"
     if failures(events) >= max_failures:
         return "given up"
     return "waiting"

@@ -160,6 +160,7 @@ def test_cancelled_and_resumed(make):
     assert here.books.is_cancelled()
     assert len(here.books.retry(given_up=False)) == 2
     assert list(here.turn().values()).count("queued") == 2
+    assert {failures(t.events()) for t in here.books.everything()} == {0}
 
 
 def test_a_search_asks_as_there_is_room(make, engine):

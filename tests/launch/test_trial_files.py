@@ -67,6 +67,8 @@ def test_a_job_that_saved_and_started_again_has_two_attempts():
         ([*STARTED, _ended("failed"), *STARTED, _ended("killed")], {}, "given up"),
         ([*STARTED, _event("cancelled"), _ended("preempted")], {}, "cancelled"),
         ([*STARTED, _event("cancelled")], {"7": "running"}, "running"),
+        ([*STARTED, _event("cancelled")], {}, "cancelled"),
+        ([*STARTED, _event("cancelled"), _event("retry")], {}, "gone"),
         ([*STARTED, _event("pruned"), _ended("preempted")], {}, "pruned"),
         (
             [*STARTED, _event("cancelled"), _ended("preempted"), _event("retry")],
