@@ -222,7 +222,8 @@ def settled(overrides: Mapping[str, Any], folder: pathlib.Path) -> Point:
     """
     teacher, path = overrides.get(TEACHER), folder / "config.json"
     if isinstance(teacher, str) and is_sweep(teacher) and path.is_file():
-        return {**overrides, TEACHER: workdir.read_json(path)["teacher"]["run"]}
+        stored = workdir.read_json(path).get("teacher", {}).get("run")
+        return {**overrides, TEACHER: stored or teacher}
     return dict(overrides)
 
 

@@ -313,9 +313,7 @@ def test_two_processes_stop_and_go_on(config, launched, tmp_path):
     folder = tmp_path / "run"
     words = ["run", config, f"--workdir={folder}", "--tasks_per_node=2", "--poll=0.2"]
     words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
-    first = launched(
-        [*words, "--config.train.num_steps=100000"], start_new_session=True
-    )
+    first = launched([*words, "--config.train.num_steps=100000"])
     trial = Trial(folder)
     _until(lambda: folder.is_dir() and trial.step() >= 20)
     first.send_signal(signal.SIGTERM)
