@@ -5,6 +5,6 @@ pids=$(cat "$folder"/run/slurmd.n*.pid "$folder"/run/slurmctld.pid "$folder"/run
 # shellcheck disable=SC2086
 kill $pids 2>/dev/null
 for _ in $(seq 1 100); do
-  ls "$folder"/run/*.pid >/dev/null 2>&1 || exit 0
+  compgen -G "$folder/run/*.pid" >/dev/null || exit 0
   sleep 0.1
 done
