@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffusionlab.evals import denoising_loss
+from diffusionlab.writers import number
 
 _MAX_POINTS = 600  # of a curve: more than a screen can tell apart
 _MAX_LEVEL_CURVES = 5
@@ -106,17 +106,6 @@ def worst(metric: str, values: Mapping[str, Any]) -> set[str]:
     else:
         return set()
     return {key for key, value in known.items() if value == bad}
-
-
-def number(value: Any) -> float | None:
-    """Returns a finite float; None, a gap in the curve, where there was none."""
-    if isinstance(value, bool | list) or value is None:
-        return None
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
 
 
 def charts(

@@ -7,9 +7,7 @@ inside the file, so it can be sent to somebody, and nothing is loaded from elsew
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import os
 import pathlib
@@ -17,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffusionlab import curves, strip, writers
+from diffusionlab import curves, inline, strip, writers
 from diffusionlab import report_tables as tables
 from diffusionlab import workdir as workdir_lib
 
@@ -181,7 +179,7 @@ def _evaluations(latest, workdir, budget) -> str:
 def _figure(path: pathlib.Path, caption: str, budget: int) -> str:
     text = html.escape(caption)
     return (
-        f"<figure><img src='{_inline(path, budget)}' alt='{text}'>"
+        f"<figure><img src='{inline.picture(path, budget)}' alt='{text}'>"
         f"<figcaption>{text}</figcaption></figure>"
     )
 
@@ -191,7 +189,7 @@ def _slider(grids: list[pathlib.Path], budget: int) -> str:
         return ""
     steps = [int(re.sub(r"\D", "", path.stem) or 0) for path in grids]
     images = "".join(
-        f"<img src='{_inline(path, budget)}' alt='samples at step {step:,}' "
+        f"<img src='{inline.picture(path, budget)}' alt='samples at step {step:,}' "
         f"data-step='{step:,}'{' hidden' if path != grids[-1] else ''}>"
         for path, step in zip(grids, steps, strict=True)
     )
@@ -218,33 +216,16 @@ def _texts(workdir: pathlib.Path) -> str:
     if not files:
         return ""
     step = int(re.sub(r"\D", "", files[-1].stem) or 0)
-    parts = [f"<h3>text <small>at step {step:,}</small></h3>", _text(files[-1])]
+    parts = [
+        f"<h3>text <small>at step {step:,}</small></h3>",
+        inline.text(files[-1], _MAX_TEXT),
+    ]
     if len(files) > 1 and (folder / strip.TEXT).is_file():
         title = "<summary>the same noise over training</summary>"
-        parts.append(f"<details>{title}{_text(folder / strip.TEXT)}</details>")
+        parts.append(
+            f"<details>{title}{inline.text(folder / strip.TEXT, _MAX_TEXT)}</details>"
+        )
     return "".join(parts)
-
-
-def _text(path: pathlib.Path) -> str:
-    """The beginning of a file as it is."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        said = file.read(_MAX_TEXT)
-        more = "\n\u2026" if file.read(1) else ""
-    return f"<pre>{html.escape(said)}{more}</pre>"
-
-
-def _inline(path: pathlib.Path, budget: int) -> str:
-    """The picture as a data URI: as it is when small enough, else smaller, as JPEG."""
-    from PIL import Image
-
-    content, kind, width = path.read_bytes(), "png", 1200
-    while len(content) > budget and width > 100:
-        image = Image.open(path).convert("RGB")
-        image.thumbnail((width, width))
-        buffer = io.BytesIO()
-        image.save(buffer, format="JPEG", quality=85)
-        content, kind, width = buffer.getvalue(), "jpeg", round(width * 0.7)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _tree(value: Mapping | list) -> str:

@@ -11,14 +11,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffusionlab import curves
+from diffusionlab import curves, writers
 
 _COMPARISON = "sampler_comparison"
 
 
 def word(value: Any) -> str:
     """Returns a number with four digits; what is no number as it is."""
-    number = curves.number(value)
+    number = writers.number(value)
     if number is None:
         return str(value)
     if number == int(number) and abs(number) < 1e12:

@@ -56,6 +56,17 @@ def _valid(value):
     return value if math.isfinite(value) else str(value)
 
 
+def number(value: Any) -> float | None:
+    """Returns a finite float; None where there is none: of 'nan', lists, None."""
+    if isinstance(value, bool | list) or value is None:
+        return None
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
 def read_rows(path: str | os.PathLike) -> list[dict]:
     """Returns the rows of a metrics file; a torn last line is left out.
 

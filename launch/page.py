@@ -6,9 +6,7 @@ not there yet is absent from the page.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
 import os
@@ -21,7 +19,7 @@ from typing import Any
 
 import pandas
 
-from diffusionlab import curves, report
+from diffusionlab import curves, inline, progress, report, writers
 from diffusionlab import report_tables as tables
 from launch import definition, table
 
@@ -124,7 +122,7 @@ def _head(about: Mapping, records, best: table.Record | None) -> str:
         tiles.append((f"{which} {about['metric']}", value, "of finished trials"))
         tiles.append(("best trial", best.trial.name, f"at step {best.step:,}"))
     seconds = sum(record.seconds for record in records)
-    tiles.append(("time of all trials", _duration(seconds), ""))
+    tiles.append(("time of all trials", progress.duration(seconds), ""))
     items = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
         f"<small>{html.escape(note)}</small></div>"
@@ -187,7 +185,7 @@ def _trials(frame: pandas.DataFrame, sweep: pathlib.Path) -> str:
                     f"<td class='text'><i class='dot {_slug(value)}'></i>{text}</td>"
                 )
             elif name == "seconds":
-                cells.append(_cell(value, _duration(value)))
+                cells.append(_cell(value, progress.duration(value)))
             elif name != "best":
                 cells.append(_cell(value))
         body.append(_row(cells, [place], row["best"]))
@@ -220,7 +218,7 @@ def _row(cells: list[str], places: Sequence[int], best: str) -> str:
 
 def _cell(value: Any, shown: str | None = None) -> str:
     """A cell that sorts as the number it is, else as its text; the empty come last."""
-    number = table.finite(value) if not isinstance(value, str) else None
+    number = writers.number(value) if not isinstance(value, str) else None
     if number is not None:
         shown = tables.word(value) if shown is None else shown
         return f"<td data-number='{number!r}'>{html.escape(shown)}</td>"
@@ -245,7 +243,7 @@ def _data(frame: pandas.DataFrame, names: Sequence[str], metric: str) -> list[di
     result = []
     for row in frame.to_dict("records"):
         overrides = {name: _plain(row[name]) for name in names}
-        value = table.finite(row[metric]) if metric else None
+        value = writers.number(row[metric]) if metric else None
         result.append({"name": row["trial"], "state": row["state"], "value": value})
         result[-1] |= {"best": bool(row["best"]), "overrides": overrides}
     return result
@@ -257,7 +255,7 @@ def _plain(value: Any) -> float | str | None:
         return str(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    return value if table.finite(value) is not None else str(value)
+    return value if writers.number(value) is not None else str(value)
 
 
 def _curves(records: Sequence[table.Record], metric: str) -> dict[str, dict]:
@@ -265,7 +263,7 @@ def _curves(records: Sequence[table.Record], metric: str) -> dict[str, dict]:
     found: dict[str, dict[int, list]] = {}
     for place, record in enumerate(records):
         for name, by_step in record.measured.items():
-            points = [(step, table.finite(value)) for step, value in by_step.items()]
+            points = [(step, writers.number(value)) for step, value in by_step.items()]
             if any(value is not None for _, value in points):
                 found.setdefault(name, {})[place] = points
     total = sum(map(len, found.values()))
@@ -307,12 +305,16 @@ def _samples(sweep, records, frame, names, metric: str, goal: str) -> str:
         bodies = []
         for path in paths:
             if path.suffix == ".txt":
-                bodies.append(_text(path))
-            elif left and len((picture := _picture(path, share))[1]) <= left:
-                left -= len(picture[1])
-                bodies.append(_image(*picture, record.trial.name))
-            else:
+                bodies.append(inline.text(path, _MAX_TEXT))
+                continue
+            picture = inline.picture(path, share, width=800) if left else ""
+            size = len(picture) * 3 // 4  # before base64
+            if not picture or size > left:
                 left, skipped = 0, skipped + 1
+                continue
+            left -= size
+            alt = html.escape(f"samples of {record.trial.name}")
+            bodies.append(f"<img src='{picture}' alt='{alt}'>")
         if bodies:
             step = int(re.sub(r"\D", "", paths[0].stem) or 0)
             caption = _caption(record, row, names, metric, step, sweep)
@@ -339,41 +341,3 @@ def _caption(record, row: Mapping, names, metric: str, step: int, sweep) -> str:
 
 def _is_set(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
-
-
-def _text(path: pathlib.Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        said = file.read(_MAX_TEXT)
-        more = "\n\u2026" if file.read(1) else ""
-    return f"<pre>{html.escape(said)}{more}</pre>"
-
-
-def _picture(path: pathlib.Path, limit: int) -> tuple[str, bytes]:
-    """Kind and content of a picture: as it is when small enough, else smaller."""
-    from PIL import Image
-
-    content, kind, width = path.read_bytes(), "png", 800
-    while len(content) > limit and width > 100:
-        image = Image.open(path).convert("RGB")
-        image.thumbnail((width, width))
-        buffer = io.BytesIO()
-        image.save(buffer, format="JPEG", quality=85)
-        content, kind, width = buffer.getvalue(), "jpeg", round(width * 0.7)
-    return kind, content
-
-
-def _image(kind: str, content: bytes, name: str) -> str:
-    inlined = base64.b64encode(content).decode()
-    alt = html.escape(f"samples of {name}")
-    return f"<img src='data:image/{kind};base64,{inlined}' alt='{alt}'>"
-
-
-def _duration(seconds: float) -> str:
-    """'12 s', '3 min 20 s', '5 h 02 min'."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"

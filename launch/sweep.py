@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage, journal
 from optuna.trial import TrialState
 
 from diffusionlab import workdir
-from launch import definition
+from launch import definition, table
 from launch.trial import Trial, identity, is_cancelled, mark_cancelled
 
 PRUNERS = {
@@ -213,7 +213,8 @@ class Sweep:
         if self.asked["prune"] and self._of(trial).state == TrialState.RUNNING:
             self._report(trial)
         number, remark = self._of(trial).number, ""
-        value = trial.value(self.asked["metric"]) if state == "done" else None
+        record = table.record(trial, {}, self.max_failures)
+        value = record.value(self.asked["metric"]) if state == "done" else None
         if state == "done" and value is None:
             remark = f"{trial.name}: has no finite {self.asked['metric']}"
         if value is not None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas
 
-from diffusionlab import writers
+from diffusionlab.writers import METRICS_FILE, number
 from launch import definition
 from launch import trial as trial_lib
 
@@ -72,8 +72,8 @@ class Record:
         A result that is not finite has none, whatever was measured before.
         """
         if self.result is not None and metric in self.result["numbers"]:
-            return finite(self.result["numbers"][metric])
-        values = map(finite, reversed(self.measured.get(metric, {}).values()))
+            return number(self.result["numbers"][metric])
+        values = map(number, reversed(self.measured.get(metric, {}).values()))
         return next((value for value in values if value is not None), None)
 
 
@@ -91,7 +91,7 @@ def read(sweep: pathlib.Path, alive: Mapping[str, str] | None = None) -> list[Re
     allowance = definition.read_sweep(sweep)["max_failures"]
     files = pathlib.Path(sweep).glob(f"runs/*/{trial_lib.TRIAL_FILE}")
     trials, alive = (trial_lib.Trial(path.parent) for path in files), alive or {}
-    records = [_record(trial, alive, allowance) for trial in trials]
+    records = [record(trial, alive, allowance) for trial in trials]
     return sorted(records, key=lambda record: (record.number, record.trial.name))
 
 
@@ -175,7 +175,7 @@ def groups(frame: pandas.DataFrame, metric: str, goal: str) -> list[dict[str, An
     ranked = []
     for rows in members.values():
         done = [row[metric] for row in rows if row["state"] == "done"]
-        values = [value for value in done if finite(value) is not None]
+        values = [value for value in done if number(value) is not None]
         mean = statistics.fmean(values) if values else math.nan
         merged = {"best": "", **{name: rows[0][name] for name in names}, metric: mean}
         merged["deviation"] = statistics.stdev(values) if len(values) > 1 else math.nan
@@ -293,18 +293,8 @@ def short_names(keys: Sequence[str], reserved: Collection[str] = ()) -> dict[str
     return names
 
 
-def finite(value: Any) -> float | None:
-    """Returns a finite float, or None where there is none: of 'nan', lists, None."""
-    if isinstance(value, bool | list) or value is None:
-        return None
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _record(trial, alive: Mapping[str, str], allowance: int) -> Record:
+def record(trial, alive: Mapping[str, str], allowance: int) -> Record:
+    """Returns all that a trial's directory says; see `read`."""
     asked, events, result = trial.asked(), trial.events(), trial.result()
     known = trial_lib.attempts_of(events)
     attempts = [a for a in known if a.started is not None or a.cause is not None]
@@ -332,7 +322,7 @@ def _thinned(by_step: Mapping[int, Any]) -> dict[int, Any]:
     steps = sorted(by_step)
     stride = (len(steps) - 1) / (_MAX_STEPS - 1)
     if stride > 1:
-        last = [step for step in steps if finite(by_step[step]) is not None][-1:]
+        last = [step for step in steps if number(by_step[step]) is not None][-1:]
         steps = sorted({*last, *(steps[round(i * stride)] for i in range(_MAX_STEPS))})
     return {step: by_step[step] for step in steps}
 
@@ -341,7 +331,7 @@ def _seconds(attempt, alive: Mapping[str, str], trial) -> float:
     """How long it ran; an end that nobody wrote down is that of its metrics."""
     if attempt.started is None:
         return 0.0
-    ended, path = attempt.ended, trial.folder / writers.METRICS_FILE
+    ended, path = attempt.ended, trial.folder / METRICS_FILE
     if ended is None and alive.get(attempt.job) == "running":
         ended = time.time()
     elif ended is None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import time
@@ -124,19 +123,6 @@ class Trial:
         found = [(row["step"], row[metric]) for row in self.rows() if metric in row]
         # What is not finite stands there as text.
         return [(s, v) for s, v in found if isinstance(v, int | float)]
-
-    def value(self, metric: str) -> float | None:
-        """Returns what a finished run says of a metric, or its last finite value.
-
-        A result that is not finite has none, whatever was measured before.
-        """
-        numbers = (self.result() or {}).get("numbers", {})
-        if metric in numbers:
-            value = numbers[metric]
-            finite = isinstance(value, int | float) and math.isfinite(value)
-            return float(value) if finite else None
-        values = self.values(metric)
-        return values[-1][1] if values else None
 
     def step(self) -> int:
         """Returns how many steps the run has finished, as far as it has written."""

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # rows above. Each is a top-level name of the package.
 ROWS = [
     {"types", "keys", "registry", "settings", "progress", "multihost", "pictures",
-     "texts", "flops", "ema", "revision", "STARTED"},
+     "texts", "flops", "ema", "revision", "inline", "STARTED"},
     {"schedules", "config", "machine", "sharding", "optim", "averages", "preemption"},
     {"processes", "workdir", "writers"},
     {"inherit", "stored_tree", "best", "explain"},
