@@ -75,6 +75,8 @@ def _has_entries(workdir: pathlib.Path) -> bool:
         names = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
     except OSError as error:
         raise _unusable(workdir, error) from None
+    # What a launcher that was killed left of a file it had not finished.
+    names = {n for n in names if not n.startswith(".trial.json.")}
     return bool(names - {LOCK_FILE, *LAUNCH_FILES})
 
 

@@ -20,7 +20,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from diffusionlab import config as config_lib
@@ -210,8 +210,24 @@ def config_of(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def _resolve_there(asked: Mapping[str, Any], overrides: Point) -> dict[str, Any]:
     """Resolves where the command was given: its paths are as the user wrote them."""
-    with contextlib.chdir(asked["cwd"]):
+    with there(asked):
         return resolve(asked["config"], overrides)
+
+
+@contextlib.contextmanager
+def there(asked: Mapping[str, Any]) -> Iterator[None]:
+    """Works in the folder in which a command was given.
+
+    Raises:
+      FileNotFoundError: it is not here.
+    """
+    if not pathlib.Path(asked["cwd"]).is_dir():
+        raise FileNotFoundError(
+            f"'{asked['cwd']}', where this was started, is not here: the paths of "
+            f"{asked['config']} are relative to it."
+        )
+    with contextlib.chdir(asked["cwd"]):
+        yield
 
 
 def settled(overrides: Mapping[str, Any], folder: pathlib.Path) -> Point:

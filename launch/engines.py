@@ -146,8 +146,7 @@ class Engine(Protocol):
 
 def words(job: Job) -> list[str]:
     """Returns the command of each process of a job, as words."""
-    asked = [f"--asked={job.asked}"] if job.asked else []
-    return ["python", "-m", "launch.worker", str(job.folder), *asked]
+    return ["python", "-m", "launch.worker", str(job.folder)]
 
 
 def build(name: str, resources: Resources, folder: pathlib.Path) -> Engine:

@@ -88,9 +88,14 @@ class Skypilot:
             f"  export LAUNCH_JOB={name} LAUNCH_SUBMISSION=SUBMISSION",
             "  export NNODES=$SKYPILOT_NUM_NODES NODE_RANK=$SKYPILOT_NODE_RANK",
             f"  export LAUNCH_COORDINATOR={where}",
-            f"  {shlex.join(cloud.worker(job, 'skypilot'))}",
+            f"  {shlex.join(self._command(job))}",
         ]
         return "\n".join(lines) + "\n"
+
+    def _command(self, job: Job) -> list[str]:
+        """The task brings its trial.json: no driver of this engine writes one."""
+        asked = [f"--asked={job.asked}"] if job.asked else []
+        return [*cloud.worker(job, "skypilot"), *asked]
 
     def submit(self, jobs: Sequence[Job], submission: str, parallel: int) -> list[str]:
         """Raises EngineError, as `check`."""

@@ -9,7 +9,6 @@ driver/          locked while a driver is at work
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import pathlib
 import warnings
@@ -179,7 +178,7 @@ class Sweep:
     def _suggested(self, asked) -> Mapping[str, Any]:
         """The point of a search, checked, where the command was given."""
         seed = asked.user_attrs.get("seed", self.asked["seed"])
-        with contextlib.chdir(self.asked["cwd"]):
+        with definition.there(self.asked):
             config, name = self.asked["config"], self.asked["search"]
             _, search = definition.choose(config, [name])
             point = definition.check_point(search(asked), name)

@@ -205,3 +205,12 @@ def test_importing_workdir_imports_no_jax():
         "import sys\nfrom diffusionlab import workdir\nassert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_launcher_keeps_beside_a_run_is_no_obstacle(tmp_path):
+    for name in (*workdir.LAUNCH_FILES, ".trial.json.17"):
+        (tmp_path / name).write_text("{}")
+    workdir.check(tmp_path, CONFIG, "auto")
+    (tmp_path / ".other").write_text("")
+    with pytest.raises(WorkdirError, match="not empty"):
+        workdir.check(tmp_path, CONFIG, "auto")

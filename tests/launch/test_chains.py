@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import driver, single, worker
+from launch import definition, driver, single, worker
 from launch.trial import Trial
 
 
@@ -91,3 +91,10 @@ def test_a_job_that_gets_nowhere_is_ended(tmp_path):
     (tmp_path / "checkpoints" / "10").rmdir()
     one.record("ended", job="7", cause="preempted")
     assert not worker._is_stuck(one, "7")
+
+
+def test_a_command_whose_folder_is_gone_says_so(tmp_path):
+    asked = {"config": "configs/a.py", "overrides": {}, "cwd": str(tmp_path / "gone")}
+    Trial(tmp_path / "run").create(asked)
+    with pytest.raises(FileNotFoundError, match="where this was started, is not here"):
+        definition.config_of(tmp_path / "run")

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from patience import until
 
 from launch import commands, engines, flags, local, table, worker
 from launch.trial import Trial
@@ -268,14 +269,6 @@ def launched(root, config):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _until(what, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
-    return found
-
-
 @pytest.mark.slow
 def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_path):
     """Killed with -9 it leaves its trials alone; SIGTERM makes them save and end."""
@@ -284,18 +277,18 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     words += ["--poll=0.2", "--config.train.num_steps=100000"]
     words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
     driver = launched(words)
-    trials = _until(
+    trials = until(
         lambda: [Trial(p.parent) for p in folder.glob("runs/*/trial.json")][1:]
     )
     trials = [Trial(p.parent) for p in sorted(folder.glob("runs/*/trial.json"))]
-    _until(lambda: all(t.step() >= 20 for t in trials))
+    until(lambda: all(t.step() >= 20 for t in trials))
     driver.kill()
     driver.wait()
     steps = [t.step() for t in trials]
-    _until(lambda: all(t.step() > s for t, s in zip(trials, steps, strict=True)))
+    until(lambda: all(t.step() > s for t, s in zip(trials, steps, strict=True)))
     assert commands.main(words[:5] + ["--poll=0.2"]) == 1  # of another definition
     second = launched(["resume", folder, "--poll=0.2"])
-    _until(lambda: (folder / "driver" / "lock").read_text())
+    until(lambda: (folder / "driver" / "lock").read_text())
     time.sleep(1)
     third = launched(["resume", folder])
     assert "is being driven by" in third.communicate(timeout=180)[0]
@@ -315,7 +308,7 @@ def test_two_processes_stop_and_go_on(config, launched, tmp_path):
     words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
     first = launched([*words, "--config.train.num_steps=100000"])
     trial = Trial(folder)
-    _until(lambda: folder.is_dir() and trial.step() >= 20)
+    until(lambda: folder.is_dir() and trial.step() >= 20)
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=180)[0]
     assert "SIGTERM: saved step" in said, said[-3000:]

@@ -10,10 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from patience import until
 
 from launch import commands, table
 from launch.trial import Trial
@@ -100,14 +100,6 @@ def _run(folder, work, *words, **overrides):
     return Trial(folder)
 
 
-def _until(what, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.25)
-    return found
-
-
 def _log(trial):
     return "\n".join(
         path.read_text() for path in (trial.folder / "jobs").glob("*_log.out")
@@ -119,9 +111,9 @@ def _finished(trial, seconds=180):
         ended = [a for a in trial.attempts() if a.cause not in (None, "preempted")]
         return trial.result() or ended
 
-    _until(done, seconds)
+    until(done, seconds)
     assert trial.result(), _log(trial)[-4000:]
-    _until(lambda: trial.attempts()[-1].cause)
+    until(lambda: trial.attempts()[-1].cause)
     return trial
 
 
@@ -162,13 +154,13 @@ def test_two_nodes_preempted_by_a_partition_and_resumed(work):
         "config__mesh__fsdp": 2,
     }
     broken = _run(work / "broken", work, "--partition=spot", *shape, **more)
-    _until(_is_at(broken, 100))
+    until(_is_at(broken, 100))
     nodes = _slurm("squeue", "-h", "-j", broken.attempts()[-1].job, "-o", "%N")
     _slurm(
         *("sbatch", "-p", "main", "-w", nodes, "-N2", "-n2", "--exclusive"),
         *("-o", "/dev/null", "--wrap", "sleep 1"),
     )
-    _until(lambda: broken.attempts()[0].cause)
+    until(lambda: broken.attempts()[0].cause)
     unbroken = _run(work / "unbroken", work, "--partition=main", *shape, **more)
     _finished(broken)
     _finished(unbroken)
@@ -195,21 +187,21 @@ def test_notice_before_the_time_limit_then_node_down_then_cancel(work, capsys):
     words = ("--time=1m", "--signal_seconds=50")
     trial = _run(work / "limit", work, *words, **more)
     # Slurm gives notice up to a minute early, here some seconds after the start.
-    _until(lambda: len(trial.attempts()) >= 2)
+    until(lambda: len(trial.attempts()) >= 2)
     assert trial.attempts()[0].cause == "preempted"
     job = trial.attempts()[0].job
-    _until(lambda: "resumed from" in _log(trial) or len(trial.attempts()) > 2)
-    node = _until(lambda: _slurm("squeue", "-h", "-j", job, "-t", "R", "-o", "%N"))
+    until(lambda: "resumed from" in _log(trial) or len(trial.attempts()) > 2)
+    node = until(lambda: _slurm("squeue", "-h", "-j", job, "-t", "R", "-o", "%N"))
     _slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     lives = len(trial.attempts())
-    _until(lambda: len(trial.attempts()) > lives)
+    until(lambda: len(trial.attempts()) > lives)
     # It may have come back by itself.
     subprocess.run(
         ["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True
     )
     assert trial.attempts()[-1].job == job
     assert _launch("cancel", trial.folder) == 0
-    _until(lambda: not _slurm("squeue", "-h", "-j", job, "-o", "%T"))
+    until(lambda: not _slurm("squeue", "-h", "-j", job, "-o", "%T"))
     capsys.readouterr()
     assert _launch("status", trial.folder) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
@@ -218,11 +210,11 @@ def test_notice_before_the_time_limit_then_node_down_then_cancel(work, capsys):
 
 def test_a_killed_rank_ends_the_job_and_counts(work):
     trial = _run(work / "rank", work, "--nodes=2", config__train__num_steps=1_000_000)
-    _until(_is_at(trial, 50))
+    until(_is_at(trial, 50))
     job = trial.attempts()[0].job
-    (rank,) = _until(lambda: _pids(job, 1))
+    (rank,) = until(lambda: _pids(job, 1))
     os.kill(rank, signal.SIGKILL)
-    _until(lambda: not _slurm("squeue", "-h", "-j", job, "-o", "%T"))
+    until(lambda: not _slurm("squeue", "-h", "-j", job, "-o", "%T"))
     assert _launch("resume", "--detach", trial.folder) == 0
     first, second = trial.attempts()
     # Process 0 may have noticed and said so, or have been killed with the job.

@@ -73,7 +73,11 @@ def test_several_slices_are_counted_and_every_option_is_passed_on():
     assert "--reserved" in words and "--spot" not in words
 
 
-@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+@pytest.mark.skipif(
+    shutil.which("gcloud") is None,
+    reason="needs the command gcloud (cloud.google.com/sdk), which is no package of "
+    "Python's; the words are compared without it",
+)
 def test_gclouds_own_parser_takes_every_command(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "cloud"))
     monkeypatch.setenv("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", "1")

@@ -109,7 +109,10 @@ def test_the_recorded_manifest_is_of_todays_command_and_valid(kind, monkeypatch)
 @pytest.fixture
 def real_xpk(monkeypatch, tmp_path):
     if shutil.which("xpk") is None:
-        pytest.skip("xpk is not installed")
+        pytest.skip(
+            "needs the command xpk, from an environment of its own (its pins fight "
+            "with JAX's); the manifests it wrote for these commands are in recorded/"
+        )
     monkeypatch.setenv("TELEMETRY_ENABLED", "false")
     monkeypatch.setenv("HOME", str(tmp_path))
 
