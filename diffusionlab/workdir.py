@@ -38,6 +38,10 @@ class WorkdirError(RuntimeError):
     """The run directory cannot be used for this; the message says why."""
 
 
+class InUseError(WorkdirError):
+    """Another process is at work there."""
+
+
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns the resolved config of a run.
 
@@ -241,7 +245,8 @@ def lock(workdir: pathlib.Path, doing: str = "trained in") -> Iterator[None]:
       doing: what is done to it meanwhile, for the message.
 
     Raises:
-      WorkdirError: another process holds it, or the directory cannot be written.
+      InUseError: another process holds it.
+      WorkdirError: the directory cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -253,7 +258,7 @@ def lock(workdir: pathlib.Path, doing: str = "trained in") -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise WorkdirError(
+            raise InUseError(
                 f"--workdir: '{workdir}' is being {doing} by {file.read().strip()}; "
                 "wait for it or end it."
             ) from None

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from diffusionlab import explain, workdir
 from launch import definition, trial
@@ -26,6 +26,9 @@ from launch import definition, trial
 DONE, PREEMPTED, FAILED = 0, 75, 1
 _REQUEUED_WITHIN = 60.0
 _STARTS = 5
+_LETTING_GO = 600.0
+"""Seconds that an earlier attempt has to end: clusters start a job again while the
+process on a node that they gave up still lives."""
 
 _RANKS = (
     "SUBMITIT_LOCAL_GLOBALID",
@@ -122,8 +125,22 @@ def run(folder: str) -> int:
         message = f"started {_STARTS} times without a step of progress"
         one.record("ended", job=job, cause=trial.FAILED, message=message)
         return FAILED
+
+    def ended(status: int, cause: str, message: str = "") -> None:
+        # From here on it is not to be ended before it has written how it ended.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if recorder:
+            told = dict(job=job, cause=cause, status=status, step=one.step())
+            told |= {"message": message} if message else {}
+            recorder.record("ended", **told)
+
+    def stopped(*_) -> None:
+        # No exception: what is being imported may swallow it, or make it another.
+        ended(PREEMPTED, trial.PREEMPTED)
+        _leave(PREEMPTED)
+
     # Until the program listens itself there is nothing to save.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+    signal.signal(signal.SIGTERM, stopped)
     # submitit's notice of its own time limit.
     signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
     if "LAUNCH_GPUS" in environ:
@@ -140,13 +157,24 @@ def run(folder: str) -> int:
             saved=_saved(path),
             kills=kills(),
         )
+        _wait_for_the_last(path)
     status, cause, message = _train(path, asked, joining(environ))
-    # From here on it is not to be ended before it has written how it ended.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if recorder:
-        told = dict(job=job, cause=cause, status=status, step=one.step())
-        recorder.record("ended", **told, **({"message": message} if message else {}))
+    ended(status, cause, message)
     return status
+
+
+def _wait_for_the_last(folder: pathlib.Path) -> None:
+    """Returns when no other process trains here, or it has had its time."""
+    since, said = time.monotonic(), False
+    while time.monotonic() - since < _LETTING_GO:
+        try:
+            with workdir.lock(folder):
+                return
+        except workdir.InUseError as error:
+            if not said:
+                print(f"{error} Waiting.", flush=True)
+            said = True
+        time.sleep(1)
 
 
 def _is_stuck(one: trial.Trial, job: str | None) -> bool:
@@ -240,17 +268,22 @@ def main(folder: str | None = None) -> None:
     if folder is None:
         folder = _from_flags()
     status = run(folder)
+    if status:
+        # submitit would write a traceback of SystemExit's, and no library may linger.
+        _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process; a job of Slurm's that is to go on is put back first."""
     sys.stdout.flush()
+    sys.stderr.flush()
     job = job_of(os.environ)
     if status == PREEMPTED and "SLURM_PROCID" in os.environ and job:
         if rank(os.environ) == 0:
             _requeue(job)
         else:
             time.sleep(_REQUEUED_WITHIN)
-    if status:
-        # submitit would write a traceback of SystemExit's, and no library may linger.
-        sys.stderr.flush()
-        os._exit(status)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from patience import until
@@ -274,8 +273,8 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     """Killed with -9 it leaves its trials alone; SIGTERM makes them save and end."""
     folder = tmp_path / "s"
     words = ["sweep", config, f"--root={tmp_path}", "--name=s", "--max_parallel=2"]
-    words += ["--poll=0.2", "--config.train.num_steps=100000"]
-    words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
+    words += ["--poll=0.2", "--config.train.num_steps=10000000"]
+    words += ["--config.checkpoint.every=10000000", "--config.logging.every=20"]
     driver = launched(words)
     trials = until(
         lambda: [Trial(p.parent) for p in folder.glob("runs/*/trial.json")][1:]
@@ -288,8 +287,9 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
     until(lambda: all(t.step() > s for t, s in zip(trials, steps, strict=True)))
     assert commands.main(words[:5] + ["--poll=0.2"]) == 1  # of another definition
     second = launched(["resume", folder, "--poll=0.2"])
-    until(lambda: (folder / "driver" / "lock").read_text())
-    time.sleep(1)
+    # Of the first, which was killed, the line is still there.
+    pid = f"pid {second.pid},"
+    until(lambda: pid in (folder / "driver" / "lock").read_text())
     third = launched(["resume", folder])
     assert "is being driven by" in third.communicate(timeout=180)[0]
     assert third.returncode == 1
@@ -305,8 +305,8 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
 def test_two_processes_stop_and_go_on(config, launched, tmp_path):
     folder = tmp_path / "run"
     words = ["run", config, f"--workdir={folder}", "--tasks_per_node=2", "--poll=0.2"]
-    words += ["--config.checkpoint.every=100000", "--config.logging.every=20"]
-    first = launched([*words, "--config.train.num_steps=100000"])
+    words += ["--config.checkpoint.every=10000000", "--config.logging.every=20"]
+    first = launched([*words, "--config.train.num_steps=10000000"])
     trial = Trial(folder)
     until(lambda: folder.is_dir() and trial.step() >= 20)
     first.send_signal(signal.SIGTERM)

@@ -205,7 +205,7 @@ def test_notice_before_the_time_limit_then_node_down_then_cancel(work, capsys):
     capsys.readouterr()
     assert _launch("status", trial.folder) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
-    assert row[1] == "cancelled" and row[4] == "0"
+    assert row[1] == "cancelled" and row[4] == "0", trial.events()
 
 
 def test_a_killed_rank_ends_the_job_and_counts(work):
