@@ -198,7 +198,7 @@ class Driver:
         log = self.engine.log(last.job)
         known = self.engine.cause(last.job)
         begun = [i for i, e in enumerate(events) if e["event"] == "submitting"]
-        if any(e["event"] in (*ENDING, "retry") for e in events[begun[-1] :]):
+        if any(e["event"] in ENDING for e in events[begun[-1] :]):
             known = trials.PREEMPTED, "it was asked to end, and did not come to save"
         if known is None and last.started is None:
             known = trials.LOST, "the job ended before its process started"

@@ -126,7 +126,8 @@ class Trial:
 
     def step(self) -> int:
         """Returns how many steps the run has finished, as far as it has written."""
-        return max((row["step"] for row in self.rows()), default=0)
+        rows = [row["step"] for row in self.rows()]
+        return max([*rows, *workdir.saved_steps(self.folder)], default=0)
 
     def record(self, event: str, **what: Any) -> None:
         """Adds a line to attempts.jsonl, and waits until it is on the disk."""
@@ -199,10 +200,10 @@ def attempts_of(events: Sequence[Mapping[str, Any]]) -> list[Attempt]:
 
 
 def failures(events: Sequence[Mapping[str, Any]]) -> int:
-    """Returns how many attempts count as failures, since the user asked to retry."""
-    since = [i for i, event in enumerate(events) if event.get("event") == "retry"]
-    recent = events[since[-1] + 1 :] if since else events
-    return sum(a.cause in COUNTED for a in attempts_of(recent))
+    """Returns how many attempts failed that began after the user asked to retry."""
+    retries = [i for i, event in enumerate(events) if event.get("event") == "retry"]
+    forgiven = len(attempts_of(events[: retries[-1]])) if retries else 0
+    return sum(a.cause in COUNTED for a in attempts_of(events)[forgiven:])
 
 
 def state(

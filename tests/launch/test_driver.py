@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from launch import driver, sweep
+from launch import driver, single, sweep
 from launch.engines import EngineError
 from launch.trial import Trial, failures
 
@@ -95,6 +95,20 @@ def test_a_job_that_goes_without_a_word_counts(make, started):
     first = Trial(folder).attempts()[0]
     assert first.cause == ("killed" if started else "lost")
     assert failures(Trial(folder).events()) == 1
+
+
+def test_a_resume_does_not_hide_why_a_job_went(tmp_path, engine):
+    one = Trial(tmp_path)
+    one.create({"max_failures": 1, "overrides": {}, "cwd": "/"})
+    here = driver.Driver(single.Single(tmp_path), engine(), print, "here")
+    here.turn()
+    here.engine.start("1")
+    del here.engine.live["1"]
+    books = single.Single(tmp_path)
+    books.retry(given_up=False)
+    again = driver.Driver(books, here.engine, print, "here")
+    assert again.turn() == {one.name: "queued"}
+    assert [a.cause for a in one.attempts()] == ["killed", None]
 
 
 def test_a_driver_killed_after_submitting_finds_the_job(make):

@@ -21,6 +21,8 @@ def get_config(variant=""):
     config.evals = dict()
     config.logging.update(samples_every=0, tensorboard=False, every=1)
     config.train.num_steps = 4
+    if variant == "slow":
+        config.data.source.name = "slow_mixture:slow"
     return config
 
 def sweep():
@@ -52,7 +54,7 @@ def config(tmp_path, root, monkeypatch):
     path.write_text(SMALL)
     one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     monkeypatch.setenv("XLA_FLAGS", one)
-    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests' / 'launch'}")
     return f"--config={path}"
 
 
@@ -272,7 +274,8 @@ def launched(root, config):
 def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_path):
     """Killed with -9 it leaves its trials alone; SIGTERM makes them save and end."""
     folder = tmp_path / "s"
-    words = ["sweep", config, f"--root={tmp_path}", "--name=s", "--max_parallel=2"]
+    slow = f"{config}:slow"
+    words = ["sweep", slow, f"--root={tmp_path}", "--name=s", "--max_parallel=2"]
     words += ["--poll=0.2", "--config.train.num_steps=10000000"]
     words += ["--config.checkpoint.every=10000000", "--config.logging.every=20"]
     driver = launched(words)
@@ -304,7 +307,8 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
 @pytest.mark.slow
 def test_two_processes_stop_and_go_on(config, launched, tmp_path):
     folder = tmp_path / "run"
-    words = ["run", config, f"--workdir={folder}", "--tasks_per_node=2", "--poll=0.2"]
+    words = ["run", f"{config}:slow", f"--workdir={folder}", "--tasks_per_node=2"]
+    words += ["--poll=0.2"]
     words += ["--config.checkpoint.every=10000000", "--config.logging.every=20"]
     first = launched([*words, "--config.train.num_steps=10000000"])
     trial = Trial(folder)

@@ -1,6 +1,7 @@
 """The launcher on a real Slurm: started by `.ci/run`, or by tests/launch/slurm_up.sh.
 
-Set SLURM_CONF to its slurm.conf. Jobs of this file are small and slow on purpose.
+Set SLURM_CONF to its slurm.conf. Jobs of this file are small, and slow on purpose:
+see slow_mixture.py.
 """
 
 import contextlib
@@ -31,7 +32,9 @@ SWEEPS = """
 from configs.mixture import denoising
 
 def get_config(variant=""):
-    return denoising.get_config("smoke")
+    config = denoising.get_config("smoke")
+    config.data.source.name = "slow_mixture:slow"
+    return config
 
 RATE = "config.optim.denoiser.learning_rate.value"
 
@@ -75,7 +78,7 @@ def work(root):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
         one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
         patch.setenv("XLA_FLAGS", one)
-        patch.setenv("PYTHONPATH", str(root))
+        patch.setenv("PYTHONPATH", f"{root}:{root / 'tests' / 'launch'}")
         patch.chdir(root)
         folder = pathlib.Path(name)
         (folder / "configs" / "x").mkdir(parents=True)
@@ -149,12 +152,12 @@ def test_two_nodes_preempted_by_a_partition_and_resumed(work):
     """Both processes save one step; what comes out is bitwise an unbroken run's."""
     shape = ("--nodes=2",)
     more = {
-        "config__train__num_steps": 600,
+        "config__train__num_steps": 300,
         "config__mesh__data": 1,
         "config__mesh__fsdp": 2,
     }
     broken = _run(work / "broken", work, "--partition=spot", *shape, **more)
-    until(_is_at(broken, 100))
+    until(_is_at(broken, 50))
     nodes = _slurm("squeue", "-h", "-j", broken.attempts()[-1].job, "-o", "%N")
     _slurm(
         *("sbatch", "-p", "main", "-w", nodes, "-N2", "-n2", "--exclusive"),
@@ -166,13 +169,13 @@ def test_two_nodes_preempted_by_a_partition_and_resumed(work):
     _finished(unbroken)
     first, second = broken.attempts()
     assert (first.cause, second.cause) == ("preempted", "done")
-    assert first.job == second.job and 100 <= first.step < 600
+    assert first.job == second.job and 50 <= first.step < 300
     log = _log(broken)
     (saved,) = {line for line in log.splitlines() if line.startswith("SIGTERM: saved")}
     (resumed,) = {line for line in log.splitlines() if line.startswith("resumed from")}
     assert saved.split()[3].rstrip(";") == resumed.split()[3]
     (step, ours), (other, theirs) = _state(broken.folder), _state(unbroken.folder)
-    assert step == other == 600
+    assert step == other == 300
     import jax
 
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))

@@ -88,6 +88,11 @@ def test_what_counts_as_a_failure(cause):
     assert failures([*STARTED, _ended(cause)]) == counted
     again = [*STARTED, _ended(cause), _event("retry")]
     assert failures(again) == 0
+    # What became of the job is found out only by the driver of the retry.
+    late = [*STARTED, _event("retry"), _ended(cause)]
+    assert failures(late) == 0
+    next_one = [_event("started", job="9"), _event("ended", job="9", cause=cause)]
+    assert failures([*late, *next_one]) == counted
 
 
 def test_lines_that_are_not_whole_are_left_out(tmp_path):
@@ -123,3 +128,5 @@ def test_values_are_those_that_are_finite(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     one = Trial(tmp_path)
     assert one.values("m") == [(1, 3.0)] and one.step() == 3
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    assert one.step() == 5
