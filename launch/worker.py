@@ -279,6 +279,8 @@ def _leave(status: int) -> NoReturn:
     sys.stderr.flush()
     job = job_of(os.environ)
     if status == PREEMPTED and "SLURM_PROCID" in os.environ and job:
+        # Put back, Slurm ends the job by this signal, and has its patience otherwise.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if rank(os.environ) == 0:
             _requeue(job)
         else:
