@@ -89,7 +89,9 @@ def choose(config: str, names: Sequence[str]) -> tuple[list[Point], Callable | N
 
 
 def _grid(function: Callable, name: str) -> list[Point]:
-    points = [check_point(point, name) for point in function()]
+    # One too many is seen by who multiplies them; a generator may have no end.
+    begun = itertools.islice(function(), _MANY + 1)
+    points = [check_point(point, name) for point in begun]
     if not points:
         raise ValueError(f"--sweep: '{name}' is empty.")
     return points

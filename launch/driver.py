@@ -217,8 +217,6 @@ class Driver:
         """Hands trials over that need not wait for a teacher; returns which."""
         groups: dict[tuple[str, ...], list[Trial]] = collections.defaultdict(list)
         for trial in ready:
-            if trial.result() is not None:
-                continue  # its next turn closes it
             try:
                 after = self._after(trial)
             except DriverError as error:

@@ -33,6 +33,18 @@ def test_a_queue_holds_a_student_back_itself(make, engine, tmp_path):
     assert after.count(("1", "2", "3")) == 1 and after.count(()) == 6
 
 
+def test_a_teacher_that_is_a_sweep_is_all_of_it(make, engine, tmp_path):
+    """One trial is done and one runs: what is not submitted yet may be the best."""
+    teacher = make(engine(queues=True), folder="teacher", max_parallel=3)
+    teacher.turn()
+    for name, cause in (("1", "done"), ("2", "preempted")):
+        teacher.engine.start(name)
+        teacher.engine.end(name, cause)
+    assert driver.after(tmp_path / "teacher", teacher.engine) is None
+    teacher.turn()
+    assert driver.after(tmp_path / "teacher", teacher.engine) == ["4", "3"]
+
+
 def test_a_teacher_that_never_comes_is_an_error(make, tmp_path):
     teacher = make(folder="teacher", max_failures=1, max_parallel=3)
     teacher.turn()

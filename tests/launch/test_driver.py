@@ -1,11 +1,12 @@
 """The driver against an engine of whose jobs the test decides, and real files."""
 
 import json
+import socket
 import time
 
 import pytest
 
-from launch import driver, single, sweep
+from launch import driver, single, sweep, worker
 from launch.engines import EngineError
 from launch.trial import Trial, failures
 
@@ -28,6 +29,19 @@ def test_an_engine_with_a_queue_takes_all_at_once(make, engine):
     here = make(engine(queues=True))
     assert _states(here) == ["queued"] * 3
     assert here.engine.parallel == 2
+    here.engine.start("1")
+    here.engine.end("1", "failed")
+    here.turn()
+    # An array has a limit of its own, and the two of the first one live.
+    assert here.engine.parallel == 1
+
+
+def test_an_array_is_as_long_as_the_cluster_allows(make, engine, monkeypatch):
+    monkeypatch.setattr(driver, "_BATCH", 2)
+    here = make(engine(queues=True))
+    assert _states(here) == ["queued"] * 3
+    arrays = [submission for _, submission, _ in here.engine.jobs.values()]
+    assert [arrays.count(a) for a in dict.fromkeys(arrays)] == [2, 1]
 
 
 def test_to_the_end(make):
@@ -81,6 +95,17 @@ def test_a_failing_trial_is_given_up_and_the_sweep_goes_on(make):
     assert here.books.retry(given_up=False) == []
     assert here.books.retry(given_up=True) == [folder.name]
     assert here.books.waiting() == 1
+
+
+def test_a_process_that_the_system_ended_for_want_of_memory(make, monkeypatch):
+    here = make()
+    here.turn()
+    folder = here.engine.jobs["1"][0].folder
+    Trial(folder).record("started", job="1", host=socket.gethostname(), kills=3)
+    del here.engine.live["1"]
+    monkeypatch.setattr(worker, "kills", lambda: 4)
+    here.turn()
+    assert Trial(folder).attempts()[0].cause == "out of memory"
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -160,7 +185,10 @@ def test_a_refused_submission_leaves_the_trials_as_they_were(make, engine, monke
     now = time.time()
     monkeypatch.setattr(driver.time, "time", lambda: now + 11)
     assert _states(here) == ["queued", "queued"]
-    assert {failures(t.events()) for t in here.books.everything()} == {0}
+    trials = here.books.everything()
+    assert {failures(t.events()) for t in trials} == {0}
+    ended = {a.cause for t in trials for a in t.attempts() if a.cause}
+    assert ended == {"preempted"}
 
 
 def test_cancelled_and_resumed(make):
@@ -206,8 +234,9 @@ def test_a_resumed_search_does_not_repeat_itself(make):
         here = make(sweeps=["search"], num_trials=3, max_parallel=1)
         (trial,) = here.books.more(1)
         trial.record("cancelled")
-    steps = {t.params["steps"] for t in here.books._study.trials}
-    assert len(steps) == 3
+    # Nor does it ask in vain.
+    steps = [t.params["steps"] for t in here.books._study.trials]
+    assert len(steps) == len(set(steps)) == 3
 
 
 def test_a_search_that_has_no_more_points_ends(make):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from patience import until
 
-from launch import commands, engines, flags, local, table, worker
+from launch import commands, driver, engines, flags, local, table, worker
 from launch.trial import Trial
 
 SMALL = """
@@ -38,6 +38,10 @@ def sweep_wrong():
 
 def sweep_empty():
     yield from ()
+
+def sweep_endless():
+    while True:
+        yield {"config.seed": 3}
 
 def sweep_bare():
     yield {"seed": 3}
@@ -85,6 +89,7 @@ def test_a_sweep_that_is_not_there_is_refused(refused, config, tmp_path):
     assert "sets config.seed itself" in refused("sweep", *where, "--seeds=2")
     twice = refused("sweep", *where, "--sweep=rate,rate")
     assert "learning_rate.value is set by two" in twice
+    assert "more than 100,000" in refused("sweep", *where, "--sweep=endless")
 
 
 def test_an_override_that_nothing_reads_is_refused(refused, config, tmp_path):
@@ -95,6 +100,25 @@ def test_an_override_that_nothing_reads_is_refused(refused, config, tmp_path):
     assert "num_stesp" in refused(
         "run", config, f"--workdir={tmp_path / 'r'}", "--config.train.num_stesp=3"
     )
+
+
+def test_a_run_that_may_still_live_is_not_asked_for_otherwise(
+    refused, config, tmp_path
+):
+    one = Trial(tmp_path / "r")
+    run = ("run", config, f"--workdir={one.folder}", "--config.seed=2")
+    asked = {"config": config.partition("=")[2], "overrides": {"config.seed": 1}}
+    one.create({**asked, "flags": [], "max_failures": 3, "cwd": os.getcwd()})
+    with driver.alone(one.folder):  # makes its lock
+        place = driver.place("local", {})
+    one.record("submitting", submission="s", index=0, place=place)
+    said = refused(*run)
+    assert "with another overrides; cancel it first" in said
+    (one.folder / "trial.json").unlink()
+    one.create({**asked, "flags": [], "sweep": str(tmp_path / "s")})
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.json").write_text('{"max_failures": 3}')
+    assert "is a trial of the sweep" in refused(*run)
 
 
 def test_wrong_flags_are_refused(refused, config, tmp_path):
@@ -305,7 +329,10 @@ def test_a_local_sweep_survives_its_driver_and_its_user(config, launched, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_stop_and_go_on(config, launched, tmp_path):
+def test_two_processes_stop_and_go_on(config, launched, tmp_path, monkeypatch):
+    # A user may be in a job of Slurm's.
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
     folder = tmp_path / "run"
     words = ["run", f"{config}:slow", f"--workdir={folder}", "--tasks_per_node=2"]
     words += ["--poll=0.2"]

@@ -44,6 +44,21 @@ def test_stopped_before_the_program_listens_is_preempted(trial, number):
     assert (attempt.cause, attempt.message) == ("preempted", "")
 
 
+@pytest.mark.parametrize(
+    "error, cause",
+    [
+        ("MemoryError()", "out of memory"),
+        ("RuntimeError('RESOURCE_EXHAUSTED: 3 GiB')", "out of memory"),
+        ("RuntimeError('no')", "failed"),
+    ],
+)
+def test_what_an_error_is_called(trial, handlers, error, cause):
+    text = f"def get_config(variant=''):\n    raise {error}\n"
+    (trial.folder.parent / "stubborn.py").write_text(text)
+    assert worker.run(str(trial.folder)) == 1
+    assert [a.cause for a in trial.attempts()] == [cause]
+
+
 @pytest.fixture
 def handlers():
     numbers = signal.SIGTERM, signal.SIGUSR2
