@@ -185,10 +185,7 @@ def test_a_refused_submission_leaves_the_trials_as_they_were(make, engine, monke
     now = time.time()
     monkeypatch.setattr(driver.time, "time", lambda: now + 11)
     assert _states(here) == ["queued", "queued"]
-    trials = here.books.everything()
-    assert {failures(t.events()) for t in trials} == {0}
-    ended = {a.cause for t in trials for a in t.attempts() if a.cause}
-    assert ended == {"preempted"}
+    assert {failures(t.events()) for t in here.books.everything()} == {0}
 
 
 def test_cancelled_and_resumed(make):
@@ -202,7 +199,10 @@ def test_cancelled_and_resumed(make):
     assert here.books.is_cancelled()
     assert len(here.books.retry(given_up=False)) == 2
     assert list(here.turn().values()).count("queued") == 2
-    assert {failures(t.events()) for t in here.books.everything()} == {0}
+    trials = here.books.everything()
+    assert {failures(t.events()) for t in trials} == {0}
+    ended = {a.cause for t in trials for a in t.attempts() if a.cause}
+    assert ended == {"preempted"}
 
 
 def test_a_search_asks_as_there_is_room(make, engine):
