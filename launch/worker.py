@@ -26,9 +26,9 @@ from launch import definition, trial
 DONE, PREEMPTED, FAILED = 0, 75, 1
 _REQUEUED_WITHIN = 60.0
 _STARTS = 5
-_LETTING_GO = 600.0
+_LETTING_GO = 240.0
 """Seconds that an earlier attempt has to end: clusters start a job again while the
-process on a node that they gave up still lives."""
+process on a node that they gave up still lives. The others wait 300 (--join_timeout)."""
 
 _RANKS = (
     "SUBMITIT_LOCAL_GLOBALID",
