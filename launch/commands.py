@@ -215,7 +215,9 @@ def _drive(folder, engine, args, follow, retry=False, max_parallel=None) -> int:
         return 0
     ask = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        here.run(args.poll, show)
+        # A cluster's scheduler has others to answer.
+        poll = args.poll or (0.5 if engine.ends_with_driver else 2.0)
+        here.run(poll, show)
     except KeyboardInterrupt:
         if engine.ends_with_driver:
             _end(here, printer)

@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
                 help="submit, and leave the rest to `resume` (run: always, but local)",
             )
             p.add_argument(
-                "--poll", type=float, default=2.0, help="seconds (%(default)s)"
+                "--poll",
+                type=float,
+                help="seconds between two looks (local: 0.5, others: 2)",
             )
         if name == "resume":
             p.add_argument("--retry", action="store_true", help="what was given up too")

@@ -17,6 +17,7 @@ import submitit
 from launch import engines, worker
 from launch.engines import Job, Resources
 from launch.rehearse import free_port
+from launch.trial import Trial
 
 _FOREVER = 60 * 24 * 365
 _LEDGER = "local.json"
@@ -24,10 +25,14 @@ _CONTROLLER = "submitit.local._local"
 
 
 class Local:
-    """Runs jobs on this machine; GPUs are shared out among those that run at a time.
+    """Runs jobs on this machine; those that run at a time share its GPUs and cores out.
+
+    Two programs with as many threads each as there are cores are slower than one after
+    the other.
 
     Args:
-      resources: of one node. `gpus_per_node` 0 shares the machine's GPUs out evenly.
+      resources: of one node. `gpus_per_node` 0 shares the machine's GPUs out evenly,
+        `cpus_per_task` 0 its cores.
       folder: for submitit's files and the logs.
     """
 
@@ -50,6 +55,12 @@ class Local:
                 f"--gpus_per_node: {self._resources.gpus_per_node} asked, this machine "
                 f"has {len(gpus())}."
             )
+        wanted = self._resources.cpus_per_task * self._resources.tasks_per_node
+        if wanted > (os.cpu_count() or 1):
+            raise ValueError(
+                f"--cpus_per_task: {wanted} cores asked, this machine has "
+                f"{os.cpu_count()}."
+            )
 
     def render(self, jobs: Sequence[Job], parallel: int) -> dict[str, str]:
         """Returns one file with a command line for each job."""
@@ -68,33 +79,46 @@ class Local:
             stderr_to_stdout=True,
         )
         for index, job in enumerate(jobs):
-            name, mine = f"{submission}-{index}", self._choose_gpus(parallel)
+            name = f"{submission}-{index}"
+            mine = self._choose("gpus", gpus(), self._resources.gpus_per_node, parallel)
+            asked = self._resources.cpus_per_task * tasks
+            cores = self._choose("cores", _cores(), asked, parallel)
             told = {"LAUNCH_JOB": name, "LAUNCH_SUBMISSION": submission}
             if tasks > 1:
                 told["LAUNCH_COORDINATOR"] = f"127.0.0.1:{free_port()}"
             if mine:
                 told["LAUNCH_GPUS"] = ",".join(mine)
+            if cores:
+                told["LAUNCH_CORES"] = ",".join(cores)
             with engines.outside_step(), _environment(told):
                 found = executor.submit(worker.main, str(job.folder))
-            self._write_ledger(name, found.job_id, mine)
+            held = dict(pid=found.job_id, gpus=mine, cores=cores)
+            self._write_ledger(name, folder=str(job.folder), **held)
             names.append(name)
         return names
 
-    def _choose_gpus(self, parallel: int) -> list[str]:
-        """The share of one job: those that the fewest living jobs have."""
-        alive, ledger, all_of = self.alive(), self._ledger(), gpus()
-        share = self._resources.gpus_per_node or max(len(all_of) // parallel, 1)
-        held = [gpu for job in alive for gpu in ledger.get(job, {}).get("gpus", ())]
-        return sorted(all_of, key=lambda gpu: (held.count(gpu), all_of.index(gpu)))[
-            :share
+    def _choose(
+        self, kind: str, all_of: list[str], asked: int, parallel: int
+    ) -> list[str]:
+        """The share of one job: those that the fewest working jobs have."""
+        ledger = self._ledger()
+        working = [
+            job
+            for job in self.alive()
+            # What starts and ends its processes lives on for a while.
+            if job in ledger and not _has_ended(job, ledger[job]["folder"])
         ]
+        share = asked or max(len(all_of) // parallel, 1)
+        held = [one for job in working for one in ledger[job].get(kind, ())]
+        order = sorted(all_of, key=lambda one: (held.count(one), all_of.index(one)))
+        return order[:share]
 
     def _ledger(self) -> dict[str, dict]:
         path = self._folder / _LEDGER
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def _write_ledger(self, job: str, pid: str, held: Sequence[str]) -> None:
-        text = json.dumps(self._ledger() | {job: {"pid": pid, "gpus": list(held)}})
+    def _write_ledger(self, job: str, **held) -> None:
+        text = json.dumps(self._ledger() | {job: held})
         (self._folder / _LEDGER).write_text(text)
 
     def alive(self) -> dict[str, str]:
@@ -137,6 +161,11 @@ class Local:
         return self._folder / f"{held['pid']}_0_log.out" if held else None
 
 
+def _has_ended(job: str, folder: str) -> bool:
+    attempts = Trial(pathlib.Path(folder)).attempts()
+    return any(one.job == job and one.cause for one in attempts)
+
+
 def gpus() -> list[str]:
     """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -148,6 +177,13 @@ def gpus() -> list[str]:
         ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
     ).stdout.splitlines()
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed))]
+
+
+def _cores() -> list[str]:
+    """Returns the cores that this process may use, where the system tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    return [str(core) for core in sorted(os.sched_getaffinity(0))]
 
 
 def _commands() -> Iterator[tuple[int, list[str]]]:

@@ -28,7 +28,7 @@ _REQUEUED_WITHIN = 60.0
 _STARTS = 5
 _LETTING_GO = 240.0
 """Seconds that an earlier attempt has to end: clusters start a job again while the
-process on a node that they gave up still lives. The others wait 300 (--join_timeout)."""
+process on a node that they gave up still lives. Its other processes wait for 300."""
 
 _RANKS = (
     "SUBMITIT_LOCAL_GLOBALID",
@@ -147,6 +147,8 @@ def run(folder: str) -> int:
         environ["CUDA_VISIBLE_DEVICES"] = environ["LAUNCH_GPUS"]
     elif "SUBMITIT_LOCAL_JOB_ID" in environ:  # submitit hides them
         environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if "LAUNCH_CORES" in environ:  # before JAX counts them
+        os.sched_setaffinity(0, map(int, environ["LAUNCH_CORES"].split(",")))
     if recorder:
         recorder.record(
             "started",

@@ -63,7 +63,8 @@ def sweep_rate():
 
 
 def sweep_width():
-    for width in (32, 64, 128):
+    # The longest first: the end of a sweep then waits for none.
+    for width in (128, 64, 32):
         yield {WIDTH: width}
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from patience import until
@@ -128,6 +129,7 @@ def test_wrong_flags_are_refused(refused, config, tmp_path):
     assert "--tasks_per_node: must be at least 1" in refused(*run, "--tasks-per-node=0")
     assert "--nodes: --engine=local is one machine" in refused(*run, "--nodes=2")
     assert "--gpus_per_node" in refused(*run, "--gpus_per_node=64")
+    assert "--cpus_per_task" in refused(*run, "--cpus_per_task=9999")
     assert "--max_failures" in refused(*run, "--max_failures=0")
     assert "expected --NAME=VALUE" in refused(*run, "word")
     assert "no flag of `status`" in refused("status", tmp_path, "--partition=x")
@@ -198,8 +200,31 @@ def test_gpus_are_shared_out(
     here = local.Local(engines.Resources(gpus_per_node=per_node), tmp_path)
     monkeypatch.setattr(here, "alive", lambda: dict.fromkeys("abc", "running"))
     for job, share in zip("abc", shares, strict=True):
-        assert here._choose_gpus(parallel) == share
-        here._write_ledger(job, "1", share)
+        assert here._choose("gpus", local.gpus(), per_node, parallel) == share
+        here._write_ledger(job, pid="1", gpus=share, folder=str(tmp_path))
+
+
+def test_cores_are_shared_out(config, tmp_path, monkeypatch):
+    """Each job of a sweep is told of its own."""
+    monkeypatch.setattr(local, "_cores", lambda: ["0", "1", "2", "3"])
+    told = []
+    submitted = types.SimpleNamespace(job_id="1")
+    monkeypatch.setattr(
+        local.submitit.LocalExecutor,
+        "submit",
+        lambda *_: told.append(os.environ.get("LAUNCH_CORES")) or submitted,
+    )
+    here = local.Local(engines.Resources(), tmp_path)
+    monkeypatch.setattr(here, "alive", lambda: dict.fromkeys(("s-0", "s-1"), "running"))
+    jobs = [engines.Job(tmp_path / name, name) for name in ("a", "b")]
+    here.submit(jobs, "s", 2)
+    assert told == ["0,1", "2,3"]
+    # The second has ended, and its processes are not all gone.
+    Trial(jobs[1].folder).create({})
+    Trial(jobs[1].folder).record("ended", job="s-1", cause="done")
+    here.submit(jobs[:1], "t", 2)
+    assert told[2] == "2,3"
+    assert "LAUNCH_CORES" not in os.environ
 
 
 def test_nothing_is_submitted_by_render(config, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The process of a trial: what it does before the program listens itself."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,20 @@ def test_what_an_error_is_called(trial, handlers, error, cause):
     (trial.folder.parent / "stubborn.py").write_text(text)
     assert worker.run(str(trial.folder)) == 1
     assert [a.cause for a in trial.attempts()] == [cause]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system does not bind to cores"
+)
+def test_a_job_runs_on_its_cores(trial, monkeypatch):
+    text = "import os\ndef get_config(variant=''):\n"
+    text += "    raise RuntimeError(f'on {os.sched_getaffinity(0)}')\n"
+    (trial.folder.parent / "stubborn.py").write_text(text)
+    core = max(os.sched_getaffinity(0))
+    monkeypatch.setenv("LAUNCH_CORES", str(core))
+    command = [sys.executable, "-m", "launch.worker", str(trial.folder)]
+    assert subprocess.run(command, capture_output=True).returncode == 1
+    assert trial.attempts()[0].message == f"on {{{core}}}"
 
 
 @pytest.fixture
