@@ -137,6 +137,7 @@ def test_what_differs_in_a_row_is_a_note(table):
     assert text.endswith(f"\\*:\n\n- moment_matching_instant: {note}\n")
 
 
+@pytest.mark.slow
 def test_the_table_is_made_once_and_goes_on_where_it_stopped(
     table, teacher_run, tmp_path, capsys
 ):

@@ -37,6 +37,7 @@ def start(program, root, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(start, tmp_path):
     cache = tmp_path / "cache"
     first = start("first", cache)

@@ -22,6 +22,13 @@ CHANGES = {
     "progressive": (("objective.steps_per_round=3",), 3),
     "em_distillation": (("objective.langevin_schedule=((0, 0), (3, 2))",), 3),
 }
+# Their networks take a while to compile.
+SLOW = (
+    "discrete_moment_matching",
+    "distribution_matching_2",
+    "f_divergence",
+    "self_distillation_through_time",
+)
 BARE = ("evals={}", "logging.samples_every=0", "logging.tensorboard=False")
 
 
@@ -48,7 +55,11 @@ def test_a_restart_where_a_method_changes_leaves_no_trace(
         assert (before, after) == ("student_0", "student_2")
 
 
-@pytest.mark.parametrize("method", METHODS)
+def _param(method):
+    return pytest.param(method, marks=[pytest.mark.slow] if method in SLOW else [])
+
+
+@pytest.mark.parametrize("method", map(_param, METHODS))
 def test_a_method_trains_resumes_samples_and_evaluates(
     method, student, teacher_of, contents, same, rows, tmp_path, capsys
 ):
