@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from diffusionlab import experiment as experiment_lib
-from diffusionlab import flops, sharding, train_step
+from diffusionlab import flops, optim, sharding, train_step
 from diffusionlab import state as state_lib
 from diffusionlab.experiment import Experiment
 from diffusionlab.state import TrainState
@@ -40,7 +40,7 @@ class Steps:
         self._functions = {
             name: jax.jit(
                 train_step.make_train_step(experiment, name),
-                in_shardings=(where, whole, batch, frozen_where),
+                in_shardings=(where, whole, batch, frozen_where, whole),
                 out_shardings=(where, whole),
                 donate_argnums=(0, 1),
             )
@@ -55,6 +55,7 @@ class Steps:
             for name in getattr(experiment.objective, "transitions", {})
         }
         self._whole = whole
+        self._peaks = jax.device_put(optim.peaks(experiment.optim), whole)
         self._compiled: dict[str, Any] = {}
 
     def empty(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class Steps:
             state = self._transitions[change](state)
         name = self.objective.phase(step)
         state, gathered[name] = self._compiled[name](
-            state, gathered[name], batch, self.frozen
+            state, gathered[name], batch, self.frozen, self._peaks
         )
         return state
 
@@ -89,7 +90,7 @@ class Steps:
             gathered = self.abstract_gathered()
             self._compiled = {
                 name: function.lower(
-                    self.state, gathered[name], self.batch, self.frozen
+                    self.state, gathered[name], self.batch, self.frozen, self._peaks
                 ).compile()
                 for name, function in self._functions.items()
             }

@@ -13,14 +13,15 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 import optax
 
 from diffusionlab import registry
 from diffusionlab.settings import Optimizer
-from diffusionlab.types import Params, path_name
+from diffusionlab.types import Array, Params, path_name
 
 OPTIMIZERS = {
     name: f"optax:{name}"
@@ -125,6 +126,10 @@ def _check(
         raise ValueError(f"final_value: must be at least 0, got {final_value}.")
 
 
+_IN_PROPORTION = ("constant", "cosine", "linear", "inverse_sqrt")
+"""Schedules that are as many times as large if `value` and `final_value` are."""
+
+
 def select(params: Params, patterns, where: str) -> Params:
     """Returns a tree of booleans: does the path of a parameter match any pattern?
 
@@ -201,11 +206,37 @@ def matrix_axes(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def learning_rate(settings: Optimizer, path: str) -> Callable:
-    """Returns the schedule step -> learning rate of a role."""
-    return registry.build(
-        "learning_rate", settings.learning_rate, f"{path}.learning_rate"
-    )
+def peaks(optim: Mapping[str, Optimizer]) -> dict[str, np.ndarray]:
+    """Returns `value` of the roles' schedules that are in proportion to it.
+
+    A step that takes these as an argument is the same program for every rate: the
+    trials of a sweep compile it once. An optimiser of the user's may want a number.
+    """
+    return {
+        role: np.float32(settings.learning_rate["value"])
+        for role, settings in optim.items()
+        if settings.name in OPTIMIZERS
+        and settings.learning_rate["name"] in _IN_PROPORTION
+    }
+
+
+def learning_rate(settings: Optimizer, path: str, peak: Array | None = None):
+    """Returns the schedule step -> learning rate of a role.
+
+    Args:
+      settings: the block of the config.
+      path: where it stands, for messages.
+      peak: takes the place of the schedule's `value`, see `peaks`.
+    """
+    block, path = settings.learning_rate, f"{path}.learning_rate"
+    schedule = registry.build("learning_rate", block, path)
+    if peak is None:
+        return schedule
+    shape = {**block, "value": 1.0}
+    if "final_value" in block:
+        shape["final_value"] = block["final_value"] / block["value"]
+    shape = registry.build("learning_rate", shape, path)
+    return lambda count: peak * shape(count)
 
 
 def _check_options(settings: Optimizer, accepted, path: str) -> None:
@@ -263,7 +294,7 @@ def _check_runs(build: Callable, settings: Optimizer, options, params, path) -> 
 
 
 def make(
-    settings: Optimizer, params: Params, path: str
+    settings: Optimizer, params: Params, path: str, peak: Array | None = None
 ) -> optax.GradientTransformation:
     """Builds the optimiser of one role.
 
@@ -271,6 +302,7 @@ def make(
       settings: the block of the config.
       params: the role's parameters, or their shapes.
       path: where the block stands, for messages: 'config.optim.denoiser'.
+      peak: see `learning_rate`.
 
     Raises:
       ValueError: unknown optimiser or option, one that cannot train these parameters,
@@ -279,7 +311,7 @@ def make(
     function = _optimizer_function(settings.name, path)
     accepted = inspect.signature(function).parameters
     _check_options(settings, accepted, path)
-    rate = learning_rate(settings, path)
+    rate = learning_rate(settings, path, peak)
     options, decay = dict(settings.options), []
     by_matrices = "muon_weight_dimension_numbers" in accepted
     if by_matrices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -45,9 +46,14 @@ def abstract_params(experiment: Experiment) -> dict[str, Any]:
 @functools.cache
 def optimizers(experiment: Experiment) -> dict[str, Any]:
     """Returns the optax transformation of each role."""
+    return optimizers_at(experiment, {})
+
+
+def optimizers_at(experiment: Experiment, peaks: Mapping[str, Array]):
+    """Returns those of learning rates given as arrays, see `optim.peaks`."""
     shapes = abstract_params(experiment)
     return {
-        role: optim.make(block, shapes[role], f"config.optim.{role}")
+        role: optim.make(block, shapes[role], f"config.optim.{role}", peaks.get(role))
         for role, block in experiment.optim.items()
     }
 

@@ -30,20 +30,22 @@ NEVER = jnp.iinfo(jnp.int32).max
 def make_train_step(
     experiment: Experiment, phase_name: str
 ) -> Callable[..., tuple[TrainState, Accumulator]]:
-    """Returns the pure step of one phase, `step(state, accumulator, batch, frozen)`.
+    """Returns the pure step of one phase.
 
-    It takes the state, the metrics gathered since the last row, the global batch, and
-    parameters that never change (see `Inputs.params`); it returns the first two,
-    updated. Donate these.
+    `step(state, accumulator, batch, frozen, peaks)` takes the state, the metrics
+    gathered since the last row, the global batch, parameters that never change (see
+    `Inputs.params`), and learning rates (see `optim.peaks`; without them, the
+    config's); it returns the first two, updated. Donate these.
     """
     gradients = make_gradients(experiment, phase_name)
-    optimizers = state_lib.optimizers(experiment)
-    rates = {
-        role: optim.learning_rate(block, f"config.optim.{role}")
-        for role, block in experiment.optim.items()
-    }
 
-    def step(state, accumulator, batch, frozen=None):
+    def step(state, accumulator, batch, frozen=None, peaks=None):
+        peaks = peaks or {}
+        optimizers = state_lib.optimizers_at(experiment, peaks)
+        rates = {
+            role: optim.learning_rate(block, f"config.optim.{role}", peaks.get(role))
+            for role, block in experiment.optim.items()
+        }
         grads, metrics = gradients(state, batch, frozen)
         params, opt_state = dict(state.params), dict(state.opt_state)
         for role, grad in grads.items():
