@@ -28,7 +28,7 @@ def test_a_schedule_is_in_proportion_to_its_value(rate):
     peak = optim.peaks({"denoiser": block})["denoiser"]
     schedule = optim.learning_rate(block, PATH)
     twice = optim.learning_rate(block, PATH, 2 * peak)
-    for count in range(8):
+    for count in map(jnp.asarray, range(8)):
         np.testing.assert_allclose(twice(count), 2 * schedule(count), rtol=1e-6)
 
 
