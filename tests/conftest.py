@@ -44,12 +44,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _, IN_ORDER, UNOPTIMISED = os.environ["XLA_FLAGS"].split(maxsplit=2)
 
 
-def pytest_collection_modifyitems(items):
-    """Files with slow tests first: short ones fill up the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
     """The folder of the project."""
