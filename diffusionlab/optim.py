@@ -126,10 +126,6 @@ def _check(
         raise ValueError(f"final_value: must be at least 0, got {final_value}.")
 
 
-_IN_PROPORTION = ("constant", "cosine", "linear", "inverse_sqrt")
-"""Schedules that are as many times as large if `value` and `final_value` are."""
-
-
 def select(params: Params, patterns, where: str) -> Params:
     """Returns a tree of booleans: does the path of a parameter match any pattern?
 
@@ -207,20 +203,22 @@ def matrix_axes(params: Params) -> Params:
 
 
 def peaks(optim: Mapping[str, Optimizer]) -> dict[str, np.ndarray]:
-    """Returns `value` of the roles' schedules that are in proportion to it.
+    """Returns `value` of the roles' schedules: ours are in proportion to it.
 
     A step that takes these as an argument is the same program for every rate: the
     trials of a sweep compile it once. An optimiser of the user's may want a number.
     """
+    ours = registry.table("learning_rate")
     return {
         role: np.float32(settings.learning_rate["value"])
         for role, settings in optim.items()
-        if settings.name in OPTIMIZERS
-        and settings.learning_rate["name"] in _IN_PROPORTION
+        if settings.name in OPTIMIZERS and settings.learning_rate["name"] in ours
     }
 
 
-def learning_rate(settings: Optimizer, path: str, peak: Array | None = None):
+def learning_rate(
+    settings: Optimizer, path: str, peak: Array | None = None
+) -> Callable:
     """Returns the schedule step -> learning rate of a role.
 
     Args:
@@ -338,7 +336,8 @@ def make(
     def build(options):
         return function(rate, **options)
 
-    _check_runs(build, settings, options, params, path)
+    if peak is None:  # with one it is being traced, and was checked before
+        _check_runs(build, settings, options, params, path)
     chain = []
     if settings.clip_norm:
         chain.append(optax.clip_by_global_norm(settings.clip_norm))

@@ -49,7 +49,7 @@ def optimizers(experiment: Experiment) -> dict[str, Any]:
     return optimizers_at(experiment, {})
 
 
-def optimizers_at(experiment: Experiment, peaks: Mapping[str, Array]):
+def optimizers_at(experiment: Experiment, peaks: Mapping[str, Array]) -> dict[str, Any]:
     """Returns those of learning rates given as arrays, see `optim.peaks`."""
     shapes = abstract_params(experiment)
     return {

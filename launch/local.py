@@ -56,10 +56,10 @@ class Local:
                 f"has {len(gpus())}."
             )
         wanted = self._resources.cpus_per_task * self._resources.tasks_per_node
-        if wanted > (os.cpu_count() or 1):
+        there = len(_cores()) or os.cpu_count() or 1
+        if wanted > there:
             raise ValueError(
-                f"--cpus_per_task: {wanted} cores asked, this machine has "
-                f"{os.cpu_count()}."
+                f"--cpus_per_task: {wanted} cores asked, this machine has {there}."
             )
 
     def render(self, jobs: Sequence[Job], parallel: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionlab import compiled, optim, sharding
+from diffusionlab import compiled, optim, registry, sharding
 from diffusionlab import experiment as experiment_lib
 from diffusionlab.settings import Optimizer
 
@@ -20,6 +20,10 @@ SCHEDULES = [
 
 def settings(name="adam", rate=SCHEDULES[0]):
     return Optimizer(name=name, learning_rate=rate, clip_norm=0.0)
+
+
+def test_every_schedule_is_here():
+    assert {rate["name"] for rate in SCHEDULES} == set(registry.table("learning_rate"))
 
 
 @pytest.mark.parametrize("rate", SCHEDULES, ids=lambda rate: rate["name"])

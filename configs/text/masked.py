@@ -9,8 +9,8 @@ best answer does not depend on, and the bound of continuous time to judge it by.
   python benchmarks/text_bound.py --run=runs/text
 
 The last compares the bound, in bits per character, with n-gram models of order 1 to 6
-on the same split: 2.08 after 21 minutes on two cores, where order 3 reaches
-2.47, order 4 2.03, and the best, order 5, 1.90.
+on the same split: 2.08 after 21 minutes at the rate of two idle cores, where
+order 3 reaches 2.47, order 4 2.03, and the best, order 5, 1.90.
 """
 
 import ml_collections

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import types
 
 import pytest
 from patience import until
 
-from launch import commands, driver, engines, flags, local, table, worker
+from launch import commands, driver, engines, flags, table
 from launch.trial import Trial
 
 SMALL = """
@@ -184,49 +183,6 @@ def test_what_is_left_to_do_is_rendered(config, tmp_path, capsys):
     assert text.count("launch.worker") == 2 and "/runs/0001-" in text
 
 
-@pytest.mark.parametrize(
-    "visible, parallel, per_node, shares",
-    [
-        ("0,1,2,3", 2, 0, [["0", "1"], ["2", "3"], ["0", "1"]]),
-        ("GPU-a,GPU-b", 8, 0, [["GPU-a"], ["GPU-b"], ["GPU-a"]]),
-        ("0,1,2", 3, 2, [["0", "1"], ["2", "0"], ["1", "2"]]),
-        ("", 2, 0, [[], [], []]),
-    ],
-)
-def test_gpus_are_shared_out(
-    tmp_path, monkeypatch, visible, parallel, per_node, shares
-):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    here = local.Local(engines.Resources(gpus_per_node=per_node), tmp_path)
-    monkeypatch.setattr(here, "alive", lambda: dict.fromkeys("abc", "running"))
-    for job, share in zip("abc", shares, strict=True):
-        assert here._choose("gpus", local.gpus(), per_node, parallel) == share
-        here._write_ledger(job, pid="1", gpus=share, folder=str(tmp_path))
-
-
-def test_cores_are_shared_out(config, tmp_path, monkeypatch):
-    """Each job of a sweep is told of its own."""
-    monkeypatch.setattr(local, "_cores", lambda: ["0", "1", "2", "3"])
-    told = []
-    submitted = types.SimpleNamespace(job_id="1")
-    monkeypatch.setattr(
-        local.submitit.LocalExecutor,
-        "submit",
-        lambda *_: told.append(os.environ.get("LAUNCH_CORES")) or submitted,
-    )
-    here = local.Local(engines.Resources(), tmp_path)
-    monkeypatch.setattr(here, "alive", lambda: dict.fromkeys(("s-0", "s-1"), "running"))
-    jobs = [engines.Job(tmp_path / name, name) for name in ("a", "b")]
-    here.submit(jobs, "s", 2)
-    assert told == ["0,1", "2,3"]
-    # The second has ended, and its processes are not all gone.
-    Trial(jobs[1].folder).create({})
-    Trial(jobs[1].folder).record("ended", job="s-1", cause="done")
-    here.submit(jobs[:1], "t", 2)
-    assert told[2] == "2,3"
-    assert "LAUNCH_CORES" not in os.environ
-
-
 def test_nothing_is_submitted_by_render(config, tmp_path, capsys):
     words = ["sweep", config, "--engine=slurm", "--sweep=rate", "--seeds=2"]
     words += [f"--root={tmp_path / 'runs'}", "--name=s", "--partition=gpu", "--nodes=2"]
@@ -256,35 +212,6 @@ def test_help_of_every_command_has_an_example(name, capsys):
 def test_the_launcher_imports_no_jax(root):
     code = "import sys, launch.commands; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
-
-
-@pytest.mark.parametrize(
-    "environ, expected, rank",
-    [
-        ({}, [], 0),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, [], 0),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, ["--coordinator=auto"], 3),
-        (
-            {"LAUNCH_COORDINATOR": "auto", "TPU_WORKER_ID": "2"},
-            ["--coordinator=auto"],
-            2,
-        ),
-        (
-            {
-                "SUBMITIT_LOCAL_NTASKS": "2",
-                "SUBMITIT_LOCAL_GLOBALID": "1",
-                "LAUNCH_COORDINATOR": "127.0.0.1:5",
-                "SLURM_CONF": "slurm.conf",
-            },
-            ["--coordinator=127.0.0.1:5", "--num_processes=2", "--process_id=1"],
-            1,
-        ),
-        ({"TPU_WORKER_ID": "0", "MEGASCALE_SLICE_ID": "1"}, [], 1),
-    ],
-)
-def test_a_process_joins_its_job(environ, expected, rank):
-    assert worker.joining(environ) == expected
-    assert worker.rank(environ) == rank
 
 
 def test_minutes():

@@ -1,4 +1,4 @@
-"""The process of a trial: what it does before the program listens itself."""
+"""The process of a trial: what it does before and after the program itself."""
 
 import contextlib
 import os
@@ -34,6 +34,35 @@ def trial(tmp_path, monkeypatch):
     return one
 
 
+@pytest.mark.parametrize(
+    "environ, expected, rank",
+    [
+        ({}, [], 0),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, [], 0),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, ["--coordinator=auto"], 3),
+        (
+            {"LAUNCH_COORDINATOR": "auto", "TPU_WORKER_ID": "2"},
+            ["--coordinator=auto"],
+            2,
+        ),
+        (
+            {
+                "SUBMITIT_LOCAL_NTASKS": "2",
+                "SUBMITIT_LOCAL_GLOBALID": "1",
+                "LAUNCH_COORDINATOR": "127.0.0.1:5",
+                "SLURM_CONF": "slurm.conf",
+            },
+            ["--coordinator=127.0.0.1:5", "--num_processes=2", "--process_id=1"],
+            1,
+        ),
+        ({"TPU_WORKER_ID": "0", "MEGASCALE_SLICE_ID": "1"}, [], 1),
+    ],
+)
+def test_a_process_joins_its_job(environ, expected, rank):
+    assert worker.joining(environ) == expected
+    assert worker.rank(environ) == rank
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_stopped_before_the_program_listens_is_preempted(trial, number):
     command = [sys.executable, "-m", "launch.worker", str(trial.folder)]
@@ -61,7 +90,8 @@ def test_what_an_error_is_called(trial, handlers, error, cause):
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity"), reason="this system does not bind to cores"
+    not hasattr(os, "sched_setaffinity"),
+    reason="macOS binds no process to cores; the local engine tells jobs of none",
 )
 def test_a_job_runs_on_its_cores(trial, monkeypatch):
     text = "import os\ndef get_config(variant=''):\n"
